@@ -70,7 +70,7 @@ impl Cause {
     pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::Upstream(Error::NotFound { .. }) => "not_found",
-            Self::Upstream(Error::StrangeNotFound) => "not_a_registry",
+            Self::Upstream(Error::StrangeNotFound { .. }) => "not_a_registry",
             Self::Upstream(Error::Denied { .. }) => "denied",
             Self::Upstream(Error::RateLimited { .. }) => "rate_limited",
             Self::Upstream(Error::Unavailable { .. }) => "unavailable",
@@ -99,11 +99,11 @@ impl PullError {
         match error {
             Error::NotFound { code, .. } => Self::not_found(kind, code, cause),
             Error::Denied { .. } => Self::Denied { cause },
-            Error::RateLimited { retry_after } => Self::TooManyRequests {
+            Error::RateLimited { retry_after, .. } => Self::TooManyRequests {
                 cause,
                 retry_after: *retry_after,
             },
-            Error::StrangeNotFound | Error::Unavailable { .. } | Error::Malformed { .. } => {
+            Error::StrangeNotFound { .. } | Error::Unavailable { .. } | Error::Malformed { .. } => {
                 Self::unavailable(cause)
             }
         }
@@ -171,7 +171,7 @@ mod tests {
                 }
             ) && reported.is_final()
         );
-        let html = classified(&Error::StrangeNotFound);
+        let html = classified(&Error::StrangeNotFound { host: None });
         assert!(matches!(&html, PullError::Unavailable { .. }) && !html.is_final());
     }
 
@@ -191,7 +191,10 @@ mod tests {
     #[test]
     fn rate_limit_is_passed_on_with_retry_after() {
         let wait = Duration::from_secs(7);
-        let limited = classified(&Error::RateLimited { retry_after: wait });
+        let limited = classified(&Error::RateLimited {
+            retry_after: wait,
+            host: None,
+        });
         assert!(matches!(limited, PullError::TooManyRequests { retry_after, .. } if retry_after == wait));
     }
 

@@ -84,7 +84,8 @@ mod tests {
             lasting: false,
         };
         let retry_after = Duration::from_millis(1500);
-        for error in [denied, Error::RateLimited { retry_after }] {
+        let host = Some("cdn.example".to_owned());
+        for error in [denied, Error::RateLimited { retry_after, host }] {
             assert_eq!(decode_error(&headers(encode_error(&error).unwrap())), Some(error));
         }
         let what = "down".to_owned();

@@ -95,7 +95,10 @@ impl Authorizer {
             return Err(error.clone());
         }
         match self.rate_limits.cooldown(class) {
-            Some(retry_after) => Err(Error::RateLimited { retry_after }),
+            Some(retry_after) => Err(Error::RateLimited {
+                retry_after,
+                host: None,
+            }),
             None => Ok(()),
         }
     }

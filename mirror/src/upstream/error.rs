@@ -20,8 +20,11 @@ pub enum Error {
         message: String,
     },
     /// A 404 or 410 that no registry wrote, such as the page of an ingress: nothing is known about the content.
-    #[error("upstream answered 404 or 410, but not as a registry does; check its address and path")]
-    StrangeNotFound,
+    #[error("{} answered 404 or 410, but not as a registry does; {}", named(host.as_deref()), advice(host.as_deref()))]
+    StrangeNotFound {
+        /// The host that answered, if it is none of the upstream.
+        host: Option<String>,
+    },
     /// The credentials (or none) are not enough.
     #[error("upstream denied access ({status}): {message}")]
     Denied {
@@ -36,10 +39,13 @@ pub enum Error {
         lasting: bool,
     },
     /// Too many requests; until the time is over, nothing of this class is asked.
-    #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs_f64().ceil())]
+    #[error("{} limits the rate of requests; asked again in {} s", named(host.as_deref()), retry_after.as_secs_f64().ceil())]
     RateLimited {
         /// The time to wait.
         retry_after: Duration,
+        /// The host that answered, if it is none of the upstream.
+        #[serde(default)]
+        host: Option<String>,
     },
     /// No answer, or one that says that upstream is in trouble.
     #[error("upstream is unavailable: {what}")]
@@ -53,6 +59,21 @@ pub enum Error {
         /// The problem.
         what: String,
     },
+}
+
+/// Returns the name of the server that answered, for a message.
+fn named(host: Option<&str>) -> String {
+    match host {
+        Some(host) => format!("{host}, which the upstream names,"),
+        None => "upstream".to_owned(),
+    }
+}
+
+fn advice(host: Option<&str>) -> &'static str {
+    match host {
+        Some(_) => "the storage of the registry lacks the content, or its address expired",
+        None => "check its address and path",
+    }
 }
 
 impl Error {

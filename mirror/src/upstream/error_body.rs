@@ -123,7 +123,7 @@ impl ErrorBody {
     /// Classifies a 404 or a 410: the registry's own, or one of whatever answers in its place.
     pub(super) fn not_found(&self) -> Error {
         if !self.from_registry {
-            return Error::StrangeNotFound;
+            return Error::StrangeNotFound { host: None };
         }
         Error::NotFound {
             code: self.text.code.to_ascii_uppercase(),
@@ -224,7 +224,7 @@ mod tests {
     #[test_case("" => "404 Not Found"; "nothing")]
     fn unlisted_404_is_not_final(text: &str) -> String {
         let body = body(None, text);
-        assert_eq!(body.not_found(), Error::StrangeNotFound);
+        assert_eq!(body.not_found(), Error::StrangeNotFound { host: None });
         body.message()
     }
 

@@ -43,17 +43,24 @@ impl HostCooldowns {
             .unwrap_or(DEFAULT_COOLDOWN)
             .min(MAX_COOLDOWN);
         self.hosts.insert(key(url), (now, length));
-        Error::RateLimited { retry_after: length }
+        limited(length, url)
     }
 
     /// Fails while the host of a URL cools down.
     pub(super) fn admit(&self, url: &Url) -> Result<(), Error> {
         match self.hosts.get(&key(url)) {
-            Some((begun, length)) if !self.clock.is_over(begun, length) => Err(Error::RateLimited {
-                retry_after: length.saturating_sub(self.clock.since(begun)),
-            }),
+            Some((begun, length)) if !self.clock.is_over(begun, length) => {
+                Err(limited(length.saturating_sub(self.clock.since(begun)), url))
+            }
             _ => Ok(()),
         }
+    }
+}
+
+fn limited(retry_after: Duration, url: &Url) -> Error {
+    Error::RateLimited {
+        retry_after,
+        host: url.host_str().map(str::to_owned),
     }
 }
 
@@ -67,7 +74,7 @@ mod tests {
     use http::header::RETRY_AFTER;
     use test_case::test_case;
 
-    fn limited(retry_after: Option<&str>) -> HeaderMap {
+    fn headers(retry_after: Option<&str>) -> HeaderMap {
         let value = retry_after.map(|value| (RETRY_AFTER, value.parse().unwrap()));
         value.into_iter().collect()
     }
@@ -80,9 +87,10 @@ mod tests {
         let clock = Clock::system();
         let cooldowns = HostCooldowns::new(clock.clone());
         let url: Url = "https://cdn.example/a?sig=1".parse().unwrap();
-        let error = cooldowns.start(&url, &limited(retry_after));
+        let error = cooldowns.start(&url, &headers(retry_after));
         let length = Duration::from_secs(expected);
-        assert_eq!(error, Error::RateLimited { retry_after: length });
+        assert_eq!(error, limited(length, &url));
+        assert!(error.to_string().starts_with("cdn.example, "), "{error}");
         assert!(
             cooldowns
                 .admit(&"https://cdn.example/b".parse().unwrap())

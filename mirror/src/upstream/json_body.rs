@@ -16,14 +16,15 @@ use super::transport::Transport;
 
 /// The most bytes of a document that is small: it is parsed where it was read, which takes less than a millisecond.
 pub(crate) const MAX_SMALL: usize = 64 * 1024;
-/// The most large documents of one upstream that are in memory at a time, from their first 64 KiB until they are parsed.
+/// The most large documents of one upstream that are in memory at a time, from their first 64 KiB until they
+/// are parsed, and manifests until they are stored.
 pub(crate) const MAX_LARGE_DOCUMENTS: usize = 4;
 /// The first bytes of what gzip compressed (RFC 1952, 2.3.1); no document in JSON begins with them.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// A place among the large documents of an upstream; empty until one is needed. Clones are the same place.
-#[derive(Clone, Default)]
-pub(super) struct DocumentPlace(Option<Arc<OwnedSemaphorePermit>>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DocumentPlace(Option<Arc<OwnedSemaphorePermit>>);
 
 impl DocumentPlace {
     /// Waits for a place, unless it is one already; for no longer than a body may take. Returns the length of the wait.
@@ -55,6 +56,8 @@ pub(super) struct JsonBody {
     bytes: Bytes,
     limit: usize,
     place: DocumentPlace,
+    /// The error for a page, if the document cannot be parsed.
+    page: Option<Error>,
 }
 
 impl UpstreamResponse {
@@ -79,6 +82,7 @@ impl UpstreamResponse {
         let within = transport.timeouts.body;
         let received = transport.metrics.received(self.kind);
         let too_slow = |_| Error::unavailable(format!("the body took longer than {} s", within.as_secs()));
+        let page = self.page();
         let (mut response, mut body) = (self.response, BytesMut::new());
         let mut deadline = Instant::now() + within;
         if announced > MAX_SMALL {
@@ -102,26 +106,48 @@ impl UpstreamResponse {
                 body.reserve(announced.saturating_sub(body.len()));
             }
         }
+        if announced == 0 && body.len() > MAX_SMALL {
+            body = BytesMut::from(&body[..]);
+        }
         let (bytes, place) = (body.freeze(), place.clone());
-        Ok(JsonBody { bytes, limit, place })
+        Ok(JsonBody {
+            bytes,
+            limit,
+            place,
+            page,
+        })
     }
 }
 
 impl JsonBody {
+    /// Returns the place of the document, for a caller that keeps it in memory after it is parsed.
+    pub(super) fn place(&self) -> DocumentPlace {
+        self.place.clone()
+    }
+
     /// Decompresses the document where a server compressed it unasked, and parses it; a large one on a thread that may
     /// be busy, and it keeps its place until then, also if no request waits any more.
     pub(super) async fn parse<T: Send + 'static>(
         self,
         parse: impl FnOnce(Bytes) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let Self { bytes, limit, place } = self;
+        let Self {
+            bytes,
+            limit,
+            place,
+            page,
+        } = self;
+        let explain = |error| match (error, page) {
+            (Error::Malformed { .. }, Some(page)) => page,
+            (error, _) => error,
+        };
         if place.0.is_none() {
-            return parse(bytes);
+            return parse(bytes).map_err(explain);
         }
         let work = move || {
             let parsed = decompressed(bytes, limit).and_then(parse);
             drop(place);
-            parsed
+            parsed.map_err(explain)
         };
         let parsed = tokio::task::spawn_blocking(work).await;
         parsed.unwrap_or_else(|_| Err(Error::unavailable("reading its answer was given up")))

@@ -254,7 +254,10 @@ impl Upstream {
                 return Err(self.transport.cooldowns.start(url, headers));
             }
             let retry_after = authorizer.rate_limits.start_cooldown(class, headers);
-            return Err(Error::RateLimited { retry_after });
+            return Err(Error::RateLimited {
+                retry_after,
+                host: None,
+            });
         }
         let reported = RateLimit::read(headers, self.clock.now());
         if let Some(remaining) = reported.remaining.filter(|_| is_registry) {
@@ -288,7 +291,9 @@ impl Upstream {
             ServerKind::Elsewhere => false,
         };
         match status.as_u16() {
-            404 | 410 if server == ServerKind::Elsewhere => Error::StrangeNotFound,
+            404 | 410 if server == ServerKind::Elsewhere => Error::StrangeNotFound {
+                host: Some(answer.host().to_owned()),
+            },
             404 | 410 => answer.error_body(&self.transport, authorizer).await.not_found(),
             code @ (401 | 403) if judges => {
                 let audience = answer.audience();
@@ -309,10 +314,10 @@ impl Upstream {
                 })
             }
             code if server == ServerKind::Upstream => Error::unavailable(format!("it answered {code}")),
-            code => {
-                let host = answer.response.url().host_str().unwrap_or_default();
-                Error::unavailable(format!("{host}, where it redirects to, answered {code}"))
-            }
+            code => Error::unavailable(format!(
+                "{}, where it redirects to, answered {code}",
+                answer.host()
+            )),
         }
     }
 }

@@ -76,10 +76,30 @@ impl UpstreamResponse {
 
     /// Returns the size of the blob that this answer with 200 is, where it names one. A page is no blob.
     pub(super) fn blob_size(&self) -> Result<Option<u64>, Error> {
-        if self.is_page() {
-            return Err(Error::malformed("it is a page (text/html) and no blob"));
+        match self.page() {
+            Some(error) => Err(error),
+            None => Ok(self.length()),
         }
-        Ok(self.length())
+    }
+
+    /// Returns the host that answered.
+    pub(super) fn host(&self) -> &str {
+        self.response.url().host_str().unwrap_or_default()
+    }
+
+    /// Returns the error for a page in place of content; `None` for any other answer.
+    pub(super) fn page(&self) -> Option<Error> {
+        self.is_page().then(|| {
+            let redirected = if self.server == ServerKind::Upstream {
+                ""
+            } else {
+                ", where it redirects to,"
+            };
+            Error::malformed(format!(
+                "{}{redirected} sent a page (text/html), such as that of a login or of a proxy in place of the registry",
+                self.host()
+            ))
+        })
     }
 
     /// Returns true for a page, such as that of a login or of a firewall, which no registry sends.

@@ -26,7 +26,7 @@ async fn manifest_is_identical_by_tag_and_by_digest() {
     let by_digest = upstream
         .manifest(&name("library/app"), &digest.to_string().parse().unwrap())
         .await;
-    assert_eq!(by_digest.unwrap(), by_tag);
+    assert_eq!(by_digest.unwrap().content, by_tag.content);
     let seen = &hub.seen("GET manifests")[0];
     assert_eq!(seen.header("accept-encoding"), Some("identity"));
     assert!(
@@ -84,7 +84,35 @@ async fn head_404_is_checked_by_get_against_ingress_page() {
     assert!(matches!(missing, Err(Error::NotFound { code, .. }) if code == "MANIFEST_UNKNOWN"));
     hub.always("* manifests", Fault::html(404));
     let strange = manifest_head(&upstream).await;
-    assert_eq!(strange.unwrap_err(), Error::StrangeNotFound);
+    assert_eq!(strange.unwrap_err(), Error::StrangeNotFound { host: None });
+}
+
+/// A page of a captive portal or a login, sent by the registry's name or by the target of a redirect, is named with its
+/// host.
+#[test_case(false, "127.0.0.1 sent a page (text/html)"; "in place of the registry")]
+#[test_case(true, "127.0.0.1, where it redirects to, sent a page (text/html)"; "redirect to a login")]
+#[tokio::test]
+async fn page_of_a_portal_names_its_host(redirects: bool, expected: &str) {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let fault = if redirects {
+        Fault::redirect(&format!("{}login", hub.storage_url()))
+    } else {
+        Fault::html(200)
+    };
+    hub.always("GET /login", Fault::html(200));
+    hub.always("GET manifests", fault.clone());
+    hub.always("GET tags", fault.clone());
+    hub.always("GET blobs", fault);
+    let upstream = upstream(&hub);
+    let app = name("library/app");
+    let manifest = upstream.manifest(&app, &tag("v1")).await.unwrap_err();
+    let tags = upstream.tags(&app, "").await.unwrap_err();
+    let digest = Digest::compute(Algorithm::Sha256, b"layer");
+    let blob = upstream.blob(&app, &digest, 0, None).await.unwrap_err();
+    for error in [manifest, tags, blob] {
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 /// The repository prefix comes ahead of the name, and the path of the remote ahead of `/v2/`.
@@ -175,7 +203,7 @@ async fn odd_response_becomes(fault: Fault) -> Becomes {
         .unwrap_err()
     {
         Error::NotFound { .. } => Becomes::NotFound,
-        Error::StrangeNotFound => Becomes::Strange,
+        Error::StrangeNotFound { .. } => Becomes::Strange,
         Error::Denied { .. } => Becomes::Denied,
         Error::RateLimited { .. } => Becomes::Limited,
         Error::Unavailable { .. } => Becomes::Unavailable,

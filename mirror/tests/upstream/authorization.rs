@@ -385,7 +385,9 @@ async fn token_server_429_does_not_suspend_registry() {
     let upstream = Upstream::with_options(&hub.config(), options).unwrap();
     for _ in 0..3 {
         let error = pull(&upstream).await.unwrap_err();
-        assert!(matches!(error, Error::RateLimited { retry_after } if retry_after > Duration::from_secs(5)));
+        assert!(
+            matches!(error, Error::RateLimited { retry_after, .. } if retry_after > Duration::from_secs(5))
+        );
     }
     assert_eq!(hub.count("GET /token"), 1);
     hub.heal();

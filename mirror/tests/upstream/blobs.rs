@@ -180,7 +180,10 @@ async fn expired_signed_url_does_not_reject_credential() {
         .blob(&name("library/app"), &digest, 0, None)
         .await
         .unwrap_err();
-    assert_eq!(error, Error::StrangeNotFound);
+    assert!(
+        matches!(error, Error::StrangeNotFound { host: Some(_) }),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -212,6 +215,24 @@ async fn page_is_no_blob_and_no_size() {
     hub.always("GET blobs", page(http::StatusCode::OK));
     let no = upstream.blob_size(&name("library/app"), &digest).await;
     assert!(matches!(no, Err(Error::Malformed { .. })), "{no:?}");
+}
+
+/// The error of a storage that a registry redirects to names its host, and so does a page in place of a blob.
+#[test_case(Fault::html(404), "127.0.0.1, which the upstream names, answered 404 or 410"; "no such object")]
+#[test_case(Fault::limited(Some("5")), "127.0.0.1, which the upstream names, limits the rate"; "rate limit")]
+#[test_case(Fault::status(500), "127.0.0.1, where it redirects to, answered 500"; "failure")]
+#[test_case(Fault::html(200), "127.0.0.1, where it redirects to, sent a page (text/html)"; "page")]
+#[tokio::test]
+async fn error_of_a_storage_names_its_host(fault: Fault, expected: &str) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.redirect_blobs(true);
+    hub.always("GET /signed", fault);
+    let error = upstream(&hub)
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 /// If HEAD is refused, a request for one byte decides.

@@ -20,7 +20,7 @@ async fn start() -> (Hub, Clock, Upstream) {
 
 fn seconds(result: Result<(), Error>) -> u64 {
     match result {
-        Err(Error::RateLimited { retry_after }) => {
+        Err(Error::RateLimited { retry_after, .. }) => {
             retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0)
         }
         other => panic!("{other:?}"),

@@ -118,6 +118,7 @@ impl Authorizer {
                 retry_after: self
                     .rate_limits
                     .start_cooldown(RequestClass::Token, answer.headers()),
+                host: None,
             }),
             code => Err(Error::unavailable(format!("the token server answered {code}"))),
         }
