@@ -17,7 +17,7 @@ use crate::name::{Reference, Repository, Tag};
 use crate::origins::Origins;
 use crate::pull_error::{PullError, RequestedContent};
 use crate::store::{CachedTag, Manifest, StageError};
-use crate::upstream::Accept;
+use crate::upstream::{Accept, ManifestAnswer};
 
 /// The part of a request that selects a manifest.
 #[derive(Clone, Copy)]
@@ -313,9 +313,17 @@ impl Pull {
             MediaTypeVerdict::Manifest(media_type) => media_type,
             MediaTypeVerdict::Schema1 => return Err(PullError::schema1()),
         };
-        let age = answer.age;
-        self.sizes.record(repository, &answer.document);
-        let manifest = Manifest::new(answer.content, &media_type);
+        let ManifestAnswer {
+            content,
+            document,
+            age,
+            place: _place,
+            ..
+        } = answer;
+        self.sizes.record(repository, &document);
+        // A tree of 10,000 descriptors is larger than its text.
+        drop(document);
+        let manifest = Manifest::new(content, &media_type);
         match self.store.put_manifest(repository, &manifest).await {
             Ok(()) => {
                 self.keep_tag(repository, reference, manifest.digest(), age).await;

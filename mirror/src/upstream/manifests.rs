@@ -9,6 +9,7 @@ use http::{HeaderMap, Method};
 use super::Upstream;
 use super::accept::Accept;
 use super::error::Error;
+use super::json_body::DocumentPlace;
 use super::rate_limit::RequestClass;
 use super::request::{RequestPool, UpstreamRequest};
 use crate::digest::{Algorithm, Digest, Hashed};
@@ -20,7 +21,7 @@ use crate::name::{Reference, RepositoryName};
 pub const MAX_MANIFEST: usize = 4 * 1024 * 1024;
 
 /// A manifest as upstream has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ManifestAnswer {
     /// At most [`MAX_MANIFEST`] bytes; of the asked digest, if one was asked for, and of the one in upstream's header.
     pub content: Hashed,
@@ -30,6 +31,8 @@ pub struct ManifestAnswer {
     pub media_type: Option<String>,
     /// The time since the upstream confirmed it; zero but for an answer of a peer.
     pub age: Duration,
+    /// The place of a large manifest, until the answer is dropped.
+    pub(crate) place: DocumentPlace,
 }
 
 /// The headers of a HEAD of a manifest; all `None` if the registry does not support HEAD.
@@ -67,6 +70,7 @@ impl ManifestAnswer {
             document,
             media_type,
             age: Duration::ZERO,
+            place: DocumentPlace::default(),
         })
     }
 }
@@ -108,8 +112,11 @@ impl Upstream {
         let reference = reference.clone();
         let parsed = match permitted.answer.read(&self.transport, MAX_MANIFEST).await {
             Ok(body) => {
-                body.parse(move |bytes| ManifestAnswer::parse(bytes, media_type, header.as_ref(), &reference))
-                    .await
+                let place = body.place();
+                let parsed = body
+                    .parse(move |bytes| ManifestAnswer::parse(bytes, media_type, header.as_ref(), &reference))
+                    .await;
+                parsed.map(|answer| ManifestAnswer { place, ..answer })
             }
             Err(error) => Err(error),
         };
