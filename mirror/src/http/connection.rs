@@ -10,6 +10,7 @@ mod socket;
 mod timeouts;
 pub mod tls;
 mod tracked_io;
+mod unread_body;
 mod waiting;
 mod workers;
 
@@ -17,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulConnection;
@@ -217,8 +219,8 @@ impl Opened {
             meter: HeaderMeter::http(Arc::clone(&memory), self.http2),
         };
         let timeouts = ConnectionTimeouts::new(Arc::clone(&progress), Arc::clone(&memory), LIMITS, accepted);
-        let answer = service_fn(move |request: http::Request<_>| {
-            let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
+        let answer = service_fn(move |request: http::Request<Incoming>| {
+            let (service, peer, (parts, body)) = (service.clone(), peer.clone(), request.into_parts());
             let request =
                 admit(&parts, &memory).map(|place| progress.begin_request(parts.version).holding(place));
             if request.is_err() {
@@ -227,6 +229,7 @@ impl Opened {
             }
             async move {
                 let mut request = request?;
+                unread_body::discard(body, &parts, &mut request);
                 // Boxed once it runs: an idle connection, and each request that waits for its first poll, keeps space for
                 // this future too.
                 let response = Box::pin(service.answer(parts, &peer)).await;

@@ -28,6 +28,7 @@ mod peer_names;
 mod peer_places;
 mod peers;
 mod rebind;
+mod request_bodies;
 mod server;
 mod split_views;
 mod traces;

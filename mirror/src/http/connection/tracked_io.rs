@@ -3,6 +3,7 @@
 //! [`super::timeouts`] reads these counters. They are relaxed atomics, because the same task writes and reads them;
 //! [`super::limit`] reads them from another thread, and needs no order among them.
 
+use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::client_memory::{Permit, hold};
 use super::header_meter::HeaderMeter;
@@ -76,6 +78,7 @@ impl ConnectionProgress {
             progress: Arc::clone(self),
             processing: true,
             place: None,
+            answered: None,
         }
     }
 
@@ -151,9 +154,25 @@ pub(super) struct TrackedRequest {
     processing: bool,
     /// The place of an HTTP/2 request.
     place: Option<Arc<Permit>>,
+    /// Closed once the request is answered.
+    answered: Option<oneshot::Sender<Infallible>>,
 }
 
 impl TrackedRequest {
+    /// Returns another guard of the request, and a receiver that is closed once this one is dropped.
+    pub(super) fn share(&mut self) -> (Self, oneshot::Receiver<Infallible>) {
+        self.progress.active.fetch_add(1, Ordering::Relaxed);
+        let (sender, answered) = oneshot::channel();
+        self.answered = Some(sender);
+        let shared = Self {
+            progress: Arc::clone(&self.progress),
+            processing: false,
+            place: self.place.clone(),
+            answered: None,
+        };
+        (shared, answered)
+    }
+
     /// Adds the place of an HTTP/2 request, which is held until the response is sent.
     pub(super) fn holding(mut self, place: Option<Permit>) -> Self {
         self.place = place.map(Arc::new);
