@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-pub(crate) use mask::{mask_secrets, mask_user};
+pub(crate) use mask::{mask_secrets, mask_user, mask_user_in_path};
 
 /// A secret value. It has no `Display`, no `Serialize`, and its `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]

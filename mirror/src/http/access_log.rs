@@ -21,7 +21,7 @@ use crate::digest::Digest;
 use crate::logging;
 use crate::metrics::{self, Outcome, RequestRecord};
 use crate::name::{Host, Repository};
-use crate::secret::mask_user;
+use crate::secret::{mask_user, mask_user_in_path};
 use crate::traces;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -212,18 +212,18 @@ fn short_method(method: &Method) -> Method {
 
 /// Returns the path with the query parameters that the log may contain.
 pub(super) fn shown(uri: &Uri) -> String {
+    let path = mask_user_in_path(uri.path());
     let Some(query) = uri.query() else {
-        return uri.path().to_owned();
+        return path.into_owned();
     };
     let pairs = form_urlencoded::parse(query.as_bytes());
     let mut query = form_urlencoded::Serializer::new(String::new());
     for (key, value) in pairs.filter(|(key, _)| LOGGED_PARAMETERS.contains(&key.as_ref())) {
-        let value = if key == "ns" { mask_user(&value) } else { value };
-        query.append_pair(&key, &value);
+        query.append_pair(&key, &mask_user(&value));
     }
     match query.finish() {
-        query if query.is_empty() => uri.path().to_owned(),
-        query => format!("{}?{query}", uri.path()),
+        query if query.is_empty() => path.into_owned(),
+        query => format!("{path}?{query}"),
     }
 }
 

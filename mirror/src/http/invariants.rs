@@ -5,12 +5,15 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::access_log::shown;
 use super::route::Route;
+use crate::secret::mask_user_in_path;
 
 /// Checks that a request target parses to one route. Returns its name and its reference or digest, if it has them.
 pub(crate) fn request(target: &[u8]) -> Option<(String, String)> {
     let uri = Uri::try_from(target).ok()?;
     let line = shown(&uri);
-    let query = line.strip_prefix(uri.path()).unwrap_or(&line);
+    let query = line
+        .strip_prefix(&*mask_user_in_path(uri.path()))
+        .unwrap_or(&line);
     assert!(!query.contains("token="), "{line}");
     let route = Route::parse(uri.path(), "");
     let (name, word, reference) = match &route {

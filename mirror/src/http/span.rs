@@ -12,6 +12,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::route::Route;
 use super::{Peer, Settings};
 use crate::metrics::Outcome;
+use crate::secret::mask_user_in_path;
 use crate::traces::TARGET;
 
 /// The longest text of a client in a span, in bytes.
@@ -34,7 +35,7 @@ pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer:
         http.response.body.size = Empty,
         http.route = route.template().map(|template| format!("{}{template}", settings.prefix)),
         url.scheme = settings.scheme,
-        url.path = cut(parts.uri.path()),
+        url.path = cut(&mask_user_in_path(parts.uri.path())),
         network.protocol.version = version(parts.version),
         client.address = host(&peer.name),
         user_agent.original = parts.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).map(cut),

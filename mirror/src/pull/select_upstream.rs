@@ -56,7 +56,7 @@ pub(crate) fn select_repository<'h>(
     let find = |name: &str| find(hosts, name);
     let (first, rest) = path.split_once('/').unwrap_or((path, ""));
     let prefix = if rest.is_empty() { None } else { find(first) };
-    let invalid = || UpstreamSelectionError::InvalidName(shortened(path));
+    let invalid = || UpstreamSelectionError::InvalidName(shortened(&mask_user(path)));
     let (host, name) = match ns {
         Some(ns) => {
             let host =

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
 
 /// The text in place of a secret.
 const MASK: &str = "[secret]";
@@ -19,7 +20,7 @@ const MAX_NESTED: usize = 3;
 /// Returns the text with each of these secrets masked.
 ///
 /// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON or entities of HTML; in
-/// UTF-8 that was read as Latin-1; in base64, with either alphabet and without padding; in hexadecimal; and with spaces,
+/// UTF-8 that was read as Latin-1; with letters composed or decomposed (Unicode NFC, NFD); in base64, with either alphabet and without padding; in hexadecimal; and with spaces,
 /// line breaks or invisible characters in it.
 pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
     let mut short = Vec::new();
@@ -29,14 +30,10 @@ pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s
             short.extend((!secret.is_empty()).then_some(secret));
             continue;
         }
-        // UTF-8 that was read as Latin-1.
-        let latin1: String = secret.bytes().map(char::from).collect();
-        let (upper, lower) = (secret.to_uppercase(), secret.to_lowercase());
-        let encoded = [STANDARD_NO_PAD.encode(secret), hex::encode(secret)];
-        let notations = [secret, &latin1, &upper, &lower].into_iter();
-        for notation in notations.chain(encoded.iter().map(String::as_str)) {
-            needles.add(notation);
-            needles.add(notation.trim_end_matches('='));
+        needles.add_notations(secret);
+        if !secret.is_ascii() {
+            needles.add_notations(&ComposingNormalizerBorrowed::new_nfc().normalize(secret));
+            needles.add_notations(&DecomposingNormalizerBorrowed::new_nfd().normalize(secret));
         }
     }
     let mut found = Vec::new();
@@ -72,6 +69,18 @@ pub(crate) fn mask_user(host: &str) -> Cow<'_, str> {
     }
 }
 
+/// Returns a path with the user information before the host in it masked: no name of a repository has an `@`.
+pub(crate) fn mask_user_in_path(path: &str) -> Cow<'_, str> {
+    let start = if path.starts_with("/v2/") { 4 } else { 1 };
+    match path.split_at_checked(start) {
+        Some((prefix, rest)) => match mask_user(rest) {
+            Cow::Owned(masked) => Cow::Owned(format!("{prefix}{masked}")),
+            Cow::Borrowed(_) => Cow::Borrowed(path),
+        },
+        None => Cow::Borrowed(path),
+    }
+}
+
 /// The folded notations of secrets, and the same without `+`, which is a space in some encodings.
 #[derive(Default)]
 struct Needles(BTreeSet<(String, String)>);
@@ -92,6 +101,19 @@ struct Folded {
 }
 
 impl Needles {
+    /// Adds all notations of a secret.
+    fn add_notations(&mut self, secret: &str) {
+        // UTF-8 that was read as Latin-1.
+        let latin1: String = secret.bytes().map(char::from).collect();
+        let (upper, lower) = (secret.to_uppercase(), secret.to_lowercase());
+        let encoded = [STANDARD_NO_PAD.encode(secret), hex::encode(secret)];
+        let notations = [secret, &latin1, &upper, &lower].into_iter();
+        for notation in notations.chain(encoded.iter().map(String::as_str)) {
+            self.add(notation);
+            self.add(notation.trim_end_matches('='));
+        }
+    }
+
     /// Adds a notation, unless it is too short.
     fn add(&mut self, notation: &str) {
         let symbols = Symbol::read(notation);
@@ -290,6 +312,9 @@ mod tests {
     #[test_case("P a\t5\r\n5/w+\u{200b}rd \"Ä\"\\x?"; "split")]
     #[test_case("pa55/w+rd \"ä\"\\x?"; "lower case of other letters")]
     #[test_case("Pa55/w+rd \"Ã\u{84}\"\\x?"; "read as Latin-1")]
+    #[test_case("Pa55/w+rd \"A\u{308}\"\\x?"; "decomposed")]
+    #[test_case("Pa55%2Fw%2Brd%20%22A%CC%88%22%5Cx%3F"; "decomposed and percent-encoded")]
+    #[test_case("UGE1NS93K3JkICJBzIgiXHg/"; "decomposed in base64")]
     #[test_case("Pa55/w+rd &quot;&#xC4;&#34;&#92;x?"; "entities of HTML")]
     #[test_case("UGE1NS93K3JkICLDhCJceD8="; "base64")]
     #[test_case("UGE1NS93K3JkICLDhCJceD8"; "base64 without padding")]
@@ -310,6 +335,24 @@ mod tests {
         for secret in [secret, &STANDARD_NO_PAD.encode(secret)] {
             assert_eq!(mask_secrets(&format!("a {encoded} b"), [secret]), "a [secret] b");
         }
+    }
+
+    /// A secret whose letters are decomposed is masked in a text that composes them.
+    #[test]
+    fn composed_notation_of_secret_is_masked() {
+        assert_eq!(
+            mask_secrets("x mot-dépassé y", ["mot-de\u{301}passe\u{301}"]),
+            "x [secret] y"
+        );
+    }
+
+    #[test_case("/v2/user:pw@quay.io/app/manifests/1" => "/v2/[secret]@quay.io/app/manifests/1"; "a registry path")]
+    #[test_case("/v2/user:p/w%40quay.io/app/manifests/1" => "/v2/[secret]@quay.io/app/manifests/1"; "a slash and an encoded sign")]
+    #[test_case("/user@host/" => "/[secret]@host/"; "another path")]
+    #[test_case("/v2/library/app/tags/list" => "/v2/library/app/tags/list"; "no user")]
+    #[test_case("*" => "*"; "no path")]
+    fn user_in_path_is_masked(path: &str) -> String {
+        mask_user_in_path(path).into_owned()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use reqwest::StatusCode;
 use serde_json::Value;
 use test_case::test_case;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::hub::{Auth, Fault, Hub};
@@ -289,6 +289,29 @@ async fn user_in_name_of_upstream_is_masked(query: &str) {
         body["message"].as_str().unwrap().contains("[secret]@hub.test"),
         "{body}"
     );
+}
+
+/// The password that a client writes before a host in the path is in no line of the log and in no body.
+#[test_case("/v2/user:hunter2@hub.test/app/manifests/1"; "before the upstream")]
+#[test_case("/v2/https://user:hunter2@hub.test/v2/app/manifests/1"; "in a URL")]
+#[test_case("/v2/user%3Ahunter2%40hub.test/app/blobs/x"; "encoded")]
+#[test_case("/user:hunter2@hub.test/app"; "at no endpoint")]
+#[test_case("/v2/app/tags/list?last=user:hunter2@hub.test"; "in a query")]
+#[tokio::test]
+async fn user_in_path_is_in_no_line(target: &str) {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let mut stream = TcpStream::connect(&served.address).await.unwrap();
+    let request = format!("GET {target} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let line = served.line("\"request\"").await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    for text in [body, &line.to_string()] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    assert!(line.to_string().contains("hub.test"), "{line}");
 }
 
 /// A request that the parser of HTTP/1.1 refuses has a line with the reason.
