@@ -31,7 +31,7 @@ mod service;
 
 pub use adopt::adopt;
 pub use error::ApplyError;
-use error::classify;
+use error::{classify, classify_replacement};
 pub use notify_pods::NOTIFY_AGAIN;
 use results::ApplyResults;
 pub use service::apply_service;
@@ -240,7 +240,8 @@ impl Applier<'_> {
         if let Some(live) = &live {
             ownership::check(self.mirror, kind, &live.metadata)?;
         }
-        let applied = self.write(child, &manifest, live.as_deref(), owned).await?;
+        let written = self.write(child, &manifest, live.as_deref(), owned).await;
+        let applied = written.map_err(|error| classify_replacement(kind, name, error))?;
         tracing::info!(%kind, name, "applied");
         if is_applied(kind, &applied, &manifest) {
             return Ok(());

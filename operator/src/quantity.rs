@@ -18,6 +18,16 @@ pub(crate) fn is_same(one: &str, other: &str) -> bool {
     (one - other).abs() <= one.abs() * 4.0 * f64::EPSILON
 }
 
+/// Returns whether the API server stores a quantity as another one: in any notation, and rounded up to thousandths, as it
+/// rounds resources.
+pub(crate) fn is_stored_as(desired: &str, live: &str) -> bool {
+    let (Some(from), Some(to)) = (amount(desired), amount(live)) else {
+        return false;
+    };
+    let rounded_up = to - from;
+    is_same(desired, live) || (rounded_up > 0.0 && rounded_up < 0.001 * (1.0 - 1e-6))
+}
+
 #[cfg(test)]
 mod tests {
     use test_case::test_case;
@@ -34,5 +44,21 @@ mod tests {
     #[test_case("lots", "lots" => false; "what is none")]
     fn quantities_are_equal(one: &str, other: &str) -> bool {
         is_same(one, other)
+    }
+
+    /// A quantity that the API server rounds is stored as the rounded one, and as no other.
+    #[test_case("0.1", "100m" => true)]
+    #[test_case("0.5", "500m" => true; "half a byte")]
+    #[test_case("1e3", "1k" => true; "an exponent")]
+    #[test_case("+.5", "500m" => true; "a sign and no digit before the point")]
+    #[test_case("100u", "1m" => true; "micro")]
+    #[test_case("0.1234", "124m" => true; "rounded up")]
+    #[test_case("1.12345678Gi", "1206302443375m" => true; "a part of a byte")]
+    #[test_case("0.1234", "123m" => false; "rounded down")]
+    #[test_case("100m", "101m" => false; "a thousandth more")]
+    #[test_case("101m", "100m" => false; "a thousandth less")]
+    #[test_case("1Gi", "1073741825" => false; "a byte more than asked")]
+    fn rounded_quantity_is_the_stored_one(desired: &str, live: &str) -> bool {
+        is_stored_as(desired, live)
     }
 }

@@ -32,7 +32,7 @@ fn field(live: &Map<String, Value>, key: &str, desired: &Value) -> bool {
         return is_zero(desired);
     };
     if QUANTITY.contains(&key) {
-        return same_quantity(live, desired);
+        return is_quantity_of(live, desired);
     }
     match (live.as_object(), desired.as_object()) {
         (Some(live), Some(desired)) if WHOLE.contains(&key) => {
@@ -42,16 +42,16 @@ fn field(live: &Map<String, Value>, key: &str, desired: &Value) -> bool {
         (Some(live), Some(desired)) if QUANTITIES.contains(&key) => {
             desired.iter().all(|(resource, desired)| {
                 live.get(resource)
-                    .is_some_and(|live| same_quantity(live, desired))
+                    .is_some_and(|live| is_quantity_of(live, desired))
             })
         }
         _ => contains(live, desired),
     }
 }
 
-fn same_quantity(live: &Value, desired: &Value) -> bool {
+fn is_quantity_of(live: &Value, desired: &Value) -> bool {
     let texts = live.as_str().zip(desired.as_str());
-    live == desired || texts.is_some_and(|(live, desired)| quantity::is_same(live, desired))
+    live == desired || texts.is_some_and(|(live, desired)| quantity::is_stored_as(desired, live))
 }
 
 fn is_zero(value: &Value) -> bool {
@@ -79,6 +79,7 @@ mod tests {
     /// An object whose desired fields are equal needs no write.
     #[test_case(r#"{"a": 1}"#, r#"{"a": 1, "b": 2}"# ; "a field of others")]
     #[test_case(r#"{"limits": {"cpu": "1000m"}}"#, r#"{"limits": {"cpu": "1"}}"# ; "a quantity in canonical form")]
+    #[test_case(r#"{"requests": {"memory": "1.12345678Gi"}}"#, r#"{"requests": {"memory": "1206302443375m"}}"# ; "a quantity that is rounded up")]
     #[test_case(r#"{"sizeLimit": "1024Mi"}"#, r#"{"sizeLimit": "1Gi"}"# ; "a single quantity")]
     #[test_case(r#"{"replicas": 0, "flag": false, "list": [], "map": {}}"#, "{}" ; "zero values left out")]
     #[test_case(r#"[{"name": "b"}]"#, r#"[{"name": "a"}, {"name": "b", "x": 1}]"# ; "an injected element")]

@@ -45,6 +45,17 @@ pub enum ApplyError {
         /// The object's name.
         name: String,
     },
+    /// An immutable object has to be replaced, and its deletion does not end.
+    #[error(
+        "{kind} {name} not replaced: it is immutable, and a finalizer keeps it after its deletion; kubectl get {kind} {name} -o \
+         yaml shows metadata.finalizers: remove the finalizer, or let its controller do so"
+    )]
+    Kept {
+        /// The object's kind.
+        kind: Kind,
+        /// The object's name.
+        name: String,
+    },
     /// Another field manager keeps changing fields that the operator applies.
     #[error(
         "{kind} {name} not kept as applied: another field manager keeps changing it, and the operator retries in {} s; kubectl \
@@ -123,6 +134,19 @@ pub(super) fn classify(kind: Kind, name: &str, source: kube::Error) -> ApplyErro
             .into()
         }
         source => ApplyError::cluster("applied", kind, name, source),
+    }
+}
+
+/// Returns the failure to replace an immutable object: after its deletion the API server takes it for an update.
+pub(super) fn classify_replacement(kind: Kind, name: &str, error: ApplyError) -> ApplyError {
+    match error {
+        ApplyError::Rejected(rejection) if rejection.message.contains("field is immutable when") => {
+            ApplyError::Kept {
+                kind,
+                name: name.to_owned(),
+            }
+        }
+        error => error,
     }
 }
 

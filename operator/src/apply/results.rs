@@ -24,7 +24,7 @@ impl ApplyResults {
                 true
             }
             // It exists, with other fields than applied.
-            Err(error @ ApplyError::Altered { .. }) => {
+            Err(error @ (ApplyError::Altered { .. } | ApplyError::Kept { .. })) => {
                 self.failed = Some(error);
                 true
             }

@@ -63,7 +63,9 @@ impl ReconcileError {
         let (what, source) = match self {
             Self::Read(source) => ("objects that the spec names not read".to_owned(), source),
             Self::Apply(error @ ApplyError::Cluster { source, .. }) => (error.what(), source.as_ref()),
-            Self::Apply(ApplyError::Altered { .. } | ApplyError::Forbidden { .. }) => {
+            Self::Apply(
+                ApplyError::Altered { .. } | ApplyError::Kept { .. } | ApplyError::Forbidden { .. },
+            ) => {
                 return Some(self.to_string());
             }
             _ => return None,

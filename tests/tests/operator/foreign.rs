@@ -337,6 +337,68 @@ async fn immutable_object_is_replaced_on_change() {
     assert!(bench.get::<Secret>("hub-credentials").await.is_some());
 }
 
+/// An immutable object that a finalizer keeps after its deletion is named with the action, and replaced once it is gone.
+#[tokio::test]
+async fn immutable_object_with_finalizer_is_named() {
+    let bench = Bench::start("kept").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    let kept = json!({"immutable": true, "metadata": {"finalizers": ["example.com/mine"]}});
+    bench.merge::<ConfigMap>("hub-config", kept).await;
+    let mut spec = ephemeral();
+    spec["cache"] = json!({"tagTTL": "7s"});
+    bench.mirror("hub", spec).await;
+    let words = "ConfigMap hub-config not replaced: it is immutable, and a finalizer keeps it";
+    bench
+        .until("hub", "the finalizer", |mirror: &RegistryMirror| {
+            let observed = &condition(mirror, ConditionType::Progressing)?.message;
+            observed.contains(words).then_some(())
+        })
+        .await;
+    bench
+        .merge::<ConfigMap>("hub-config", json!({"metadata": {"finalizers": null}}))
+        .await;
+    bench
+        .until("hub-config", "the change", |map: &ConfigMap| {
+            map.data.as_ref()?["config.yml"].contains("7s").then_some(())
+        })
+        .await;
+    bench
+        .until("hub", "a status without it", |mirror: &RegistryMirror| {
+            let observed = &condition(mirror, ConditionType::Progressing)?.message;
+            (!observed.contains(words)).then_some(())
+        })
+        .await;
+}
+
+/// Resources that the API server rounds or writes in another notation are applied once.
+#[tokio::test]
+async fn odd_quantities_are_applied_once() {
+    let bench = Bench::start("quantities").await;
+    let mut spec = ephemeral();
+    spec["pod"] = json!({"resources": {
+        "requests": {"cpu": 0.1234, "memory": "1.12345678Gi", "ephemeral-storage": "1e6"},
+        "limits": {"cpu": "100.1", "memory": "+2Gi"},
+    }});
+    bench.mirror("hub", spec).await;
+    bench.until_accepted("hub").await;
+    let request = bench
+        .until("hub", "its resources", |workload: &Deployment| {
+            let pod = workload.spec.as_ref()?.template.spec.as_ref()?;
+            let requests = pod.containers.first()?.resources.as_ref()?.requests.as_ref()?;
+            Some(requests["cpu"].0.clone())
+        })
+        .await;
+    assert_eq!(request, "124m");
+    bench.until_nothing_is_written().await;
+    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
+    let progress = condition(&mirror, ConditionType::Progressing).map(|condition| &condition.message);
+    assert!(
+        progress.is_none_or(|message| !message.contains("altered")),
+        "{progress:?}"
+    );
+}
+
 /// A write that the API server keeps refusing has a condition with its own reason, and an event.
 #[tokio::test]
 async fn lasting_refusal_has_a_reason_and_an_event() {
