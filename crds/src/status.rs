@@ -67,6 +67,26 @@ pub struct RegistryMirrorStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// The maximum length of the version of a server.
+const MAX_SERVER_VERSION: usize = 64;
+
+impl RegistryMirrorStatus {
+    /// Returns the version of the servers, if it is one: the text comes from a Pod.
+    pub fn known_server_version(&self) -> Option<&str> {
+        self.server_version
+            .as_deref()
+            .filter(|text| is_server_version(text))
+    }
+}
+
+/// Returns whether a text has only the characters of a semantic version, and at most 64 of them.
+pub fn is_server_version(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'+' | b'-');
+    text.len() <= MAX_SERVER_VERSION
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.bytes().all(is_allowed)
+}
+
 /// The address that clients pull from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]

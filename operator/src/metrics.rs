@@ -226,8 +226,9 @@ impl PerMirror {
             name,
             storage: format!("{:?}", mirror.spec.storage.r#type),
             server_version: status
-                .and_then(|status| status.server_version.clone())
-                .unwrap_or_default(),
+                .and_then(|status| status.known_server_version())
+                .unwrap_or_default()
+                .to_owned(),
         };
         self.info.get_or_create(&info).set(1);
     }

@@ -30,9 +30,6 @@ pub mod write;
 pub use certificate::{CertificateStatus, next_validity_change};
 pub use credentials::{UpstreamCredentials, Verdict};
 
-/// The maximum length of the server version in the status.
-const SERVER_VERSION_CHARS: usize = 128;
-
 /// The outcome of a reconcile.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -249,8 +246,8 @@ fn server_version(before: &RegistryMirrorStatus, observed: &Observed) -> Option<
         .map(|server| Some(&server.report()?.version));
     let first = versions.next().flatten();
     match first.filter(|first| !first.is_empty() && versions.all(|version| version == Some(first))) {
-        Some(version) => Some(version.chars().take(SERVER_VERSION_CHARS).collect()),
-        None => before.server_version.clone(),
+        Some(version) => Some(version.clone()),
+        None => before.known_server_version().map(str::to_owned),
     }
 }
 

@@ -170,7 +170,7 @@ fn row(stored: &StoredMirror, traffic: Option<&Traffic>) -> Markup {
             @match status {
                 Some(status) => {
                     td .number { (status.ready_replicas) " of " (status.replicas) }
-                    td { (status.server_version.as_deref().unwrap_or_default()) }
+                    td { (status.known_server_version().unwrap_or_default()) }
                 }
                 None => { td {} td {} }
             }

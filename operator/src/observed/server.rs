@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crds::status::UpstreamState;
+use crds::status::{UpstreamState, is_server_version};
 use mirror::{
     admin,
     config::host::canonical,
@@ -40,7 +40,7 @@ pub enum PollResult {
 /// The report of a server, without values that change all the time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerReport {
-    /// The version of the server.
+    /// The version of the server; empty if the server reports none.
     pub version: String,
     /// The SHA-256 of the configuration in force, in hexadecimal.
     pub configuration: String,
@@ -128,7 +128,9 @@ impl ServerReport {
 impl From<admin::Status> for ServerReport {
     fn from(status: admin::Status) -> Self {
         Self {
-            version: cut(status.version),
+            version: Some(status.version)
+                .filter(|text| is_server_version(text))
+                .unwrap_or_default(),
             configuration: cut(status.configuration_version),
             configuration_error: cut(status.configuration_error),
             upstreams: status.upstreams.into_iter().map(UpstreamReport::from).collect(),
@@ -186,9 +188,15 @@ impl From<admin::UpstreamStatus> for UpstreamReport {
     }
 }
 
+/// Returns a bounded text without characters that change how a terminal or a page shows others: conditions have it.
 fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text
+    text.replace(is_hidden, "?")
+}
+
+fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -229,6 +237,27 @@ mod tests {
             ServerReport::from(status(CredentialState::Pending, "429, for 36 s", 2))
         );
         assert_eq!(one.upstream("quay.io").unwrap().state, UpstreamState::RateLimited);
+    }
+
+    /// A Pod reports no escape sequences of a terminal, and a version only if it is one.
+    #[test]
+    fn text_of_a_pod_is_harmless() {
+        let hostile = "\u{1b}[31m1.2.3\n\u{202e}<script>";
+        for version in [hostile, "1.2.3 4", "", &"1".repeat(65), "-1"] {
+            let status = admin::Status {
+                version: version.to_owned(),
+                ..status(CredentialState::Rejected, hostile, 1)
+            };
+            let report = ServerReport::from(status);
+            assert_eq!(report.version, "");
+            let message = &report.upstreams[0].credentials.message;
+            assert_eq!(message, "?[31m1.2.3??<script>");
+        }
+        let status = admin::Status {
+            version: "1.2.3-rc.1+g0a".to_owned(),
+            ..admin::Status::default()
+        };
+        assert_eq!(ServerReport::from(status).version, "1.2.3-rc.1+g0a");
     }
 
     #[test]

@@ -172,8 +172,8 @@ async fn state(cluster: &ClusterClient, mirror: &RegistryMirror) -> MirrorState 
         nodes: nodes(mirror),
         conditions: conditions(mirror),
         upstreams: upstreams(mirror, &reports),
+        server_version: status.known_server_version().map(str::to_owned),
         endpoint: status.endpoint.map(|endpoint| endpoint.url),
-        server_version: status.server_version,
         namespace,
         cache,
     }
