@@ -1,5 +1,7 @@
 //! Detection of the container runtime of a node, and of the directory from which it reads `HOST/hosts.toml`.
 
+mod imports;
+
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
@@ -251,15 +253,31 @@ pub(super) fn configurations(root: &NodeRoot) -> Result<Vec<(String, Table)>, Ob
         if seen.contains(&path) || seen.len() == MAX_FILES {
             continue;
         }
-        let table = read(root, &path)?;
+        let table = read_containerd(root, &path)?;
         let imports = table.get("imports").and_then(Value::as_array);
         for import in imports.into_iter().flatten().filter_map(Value::as_str) {
-            paths.extend(expand(root, &path, import));
+            let files = imports::expand(root, &path, import, MAX_FILES);
+            paths.extend(files.map_err(|imports::InvalidPattern| {
+                Obstacle::Unsupported(format!(
+                    "/{path} imports {import:?}, which is no valid pattern: containerd does not start with it; correct it"
+                ))
+            })?);
         }
         seen.push(path.clone());
         tables.push((path, table));
     }
     Ok(tables)
+}
+
+/// Returns the content of a file of containerd. containerd 2 refuses a byte order mark, which other parsers skip.
+fn read_containerd(root: &NodeRoot, path: &str) -> Result<Table, Obstacle> {
+    let text = root.read(path).ok().flatten().unwrap_or_default();
+    if text.starts_with("\u{feff}".as_bytes()) {
+        return Err(Obstacle::Unsupported(format!(
+            "/{path} begins with a byte order mark, with which containerd 2 does not start: save the file as UTF-8 without it"
+        )));
+    }
+    read(root, path)
 }
 
 /// Returns the content of a configuration file, empty if it does not exist.
@@ -280,42 +298,12 @@ fn read(root: &NodeRoot, path: &str) -> Result<Table, Obstacle> {
         .map_err(|error: toml::de::Error| unreadable(&error.message()))
 }
 
-/// Returns the files of an import, which may be relative to the importing file and have `*` in its last part.
-fn expand(root: &NodeRoot, parent: &str, import: &str) -> Vec<String> {
-    let path = absolute(parent, import);
-    let directory = path.rsplit_once('/').map(|(directory, _)| directory);
-    let Some(directory) = directory.filter(|_| path.contains('*')) else {
-        return vec![path];
-    };
-    let names = root.names(directory).ok().flatten().unwrap_or_default();
-    let paths = names.into_iter().map(|name| format!("{directory}/{name}"));
-    paths.filter(|file| is_imported(&path, file)).collect()
-}
-
-/// Returns the path of an import below the root directory.
-fn absolute(parent: &str, import: &str) -> String {
-    let directory = parent.rsplit_once('/').map_or("", |(directory, _)| directory);
-    match import.strip_prefix('/') {
-        Some(absolute) => absolute.to_owned(),
-        None => format!("{directory}/{import}"),
-    }
-}
-
-/// Returns whether a path fits a pattern with at most one `*`, which stands for a part of a name.
-fn is_imported(pattern: &str, path: &str) -> bool {
-    let Some((start, end)) = pattern.split_once('*') else {
-        return pattern == path;
-    };
-    let part = path.strip_prefix(start).and_then(|path| path.strip_suffix(end));
-    part.is_some_and(|part| !part.contains('/'))
-}
-
 /// Returns whether a file would be read if it existed, by an import of one of these files.
 pub(super) fn has_import(configurations: &[(String, Table)], file: &str) -> bool {
     configurations.iter().any(|(parent, table)| {
         let imports = table.get("imports").and_then(Value::as_array);
         let mut imports = imports.into_iter().flatten().filter_map(Value::as_str);
-        imports.any(|import| is_imported(&absolute(parent, import), file))
+        imports.any(|import| imports::is_imported(parent, import, file))
     })
 }
 

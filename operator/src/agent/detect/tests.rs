@@ -27,6 +27,12 @@ const MIRRORS: &str =
 #[test_case(&[("etc/containerd/config.toml", "imports = [\"/etc/containerd/b.toml\"]\n"), ("etc/containerd/b.toml", OLD)]
     => Some("etc/containerd/certs.d".to_owned()); "absolute import")]
 #[test_case(&[("etc/containerd/config.toml", "imports = [\"config.toml\", \"../../../x\", \"none.toml\"]\n")] => None; "imports in a circle and outside")]
+#[test_case(&[("etc/containerd/config.toml", "imports = [\"c*.d/[a-d]*.toml\"]\n"), ("etc/containerd/conf.d/b.toml", OLD)]
+    => Some("etc/containerd/certs.d".to_owned()); "import by a class")]
+#[test_case(&[("etc/containerd/config.toml", "imports = [\"/*/**/b.toml\"]\n"), ("etc/containerd/b.toml", OLD)]
+    => Some("etc/containerd/certs.d".to_owned()); "import by two stars")]
+#[test_case(&[("etc/containerd/config.toml", "imports = [\"[a-d].toml\"]\n"), ("etc/containerd/b.toml", OLD)]
+    => None; "class without a star")]
 #[test_case(&[("etc/containerd/config.toml", "version = 2\n")] => None; "no config path")]
 #[test_case(&[("etc/containerd/certs.d/a", "")] => None; "no configuration")]
 #[test_case(&[("var/lib/rancher/k3s/agent/etc/containerd/config.toml", "")]
@@ -54,6 +60,11 @@ fn obstacles_name_the_lines_to_add() {
     };
     assert!(matches!(config(""), Obstacle::ConfigPathMissing(advice) if advice.contains("config_path = ")));
     assert!(matches!(config(MIRRORS), Obstacle::InlineMirrors(advice) if advice.contains("hosts.toml")));
+    let pattern = "imports = ['conf.d/[a*.toml']";
+    assert!(matches!(config(pattern), Obstacle::Unsupported(advice) if advice.contains("no valid pattern")));
+    assert!(
+        matches!(config("\u{feff}version = 3"), Obstacle::Unsupported(advice) if advice.contains("byte order mark"))
+    );
     assert!(matches!(config("a = ["), Obstacle::Unsupported(advice) if advice.contains("config.toml")));
 }
 
