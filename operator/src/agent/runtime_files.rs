@@ -10,6 +10,8 @@ use crate::node_config::{InvalidEntry, Marker, NodeFile, NodeRoot};
 
 /// The mark of a directory that the agent created, and removes again.
 pub(super) const CREATED: &str = ".registry-mirror";
+/// The name of a directory while the agent creates or removes it. Runtimes read no such name.
+const UNFINISHED: &str = ".registry-mirror.dir";
 
 /// The files of a mirror, for each runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,19 +120,51 @@ pub(super) fn open<'a>(
     }
 }
 
-/// Creates a directory with the mark by which [`remove_created`] recognizes it, unless it exists.
+/// Creates a directory with the mark by which [`remove_created`] recognizes it, unless it exists. A process that is killed
+/// meanwhile leaves a directory that [`remove_created`] removes.
 pub(super) fn create(root: &NodeRoot, directory: &str) -> io::Result<()> {
-    if root.create_directory(directory)? {
-        root.write(&format!("{directory}/{CREATED}"), b"", true)?;
+    if root.names(directory)?.is_some() {
+        return Ok(());
+    }
+    let (unfinished, name) = unfinished(directory);
+    remove_unfinished(root, &unfinished)?;
+    root.create_directory(&unfinished)?;
+    root.write(&format!("{unfinished}/{CREATED}"), b"", true)?;
+    root.rename(&unfinished, name)
+}
+
+/// Returns the path of a directory while it is created or removed, and its name at other times.
+fn unfinished(directory: &str) -> (String, &str) {
+    match directory.rsplit_once('/') {
+        Some((parent, name)) => (format!("{parent}/{UNFINISHED}"), name),
+        None => (UNFINISHED.to_owned(), directory),
+    }
+}
+
+fn remove_unfinished(root: &NodeRoot, unfinished: &str) -> io::Result<()> {
+    if root.names(unfinished).ok().flatten().is_some() {
+        root.remove_staged(unfinished)?;
+        root.remove(&format!("{unfinished}/{CREATED}"))?;
+        root.remove_directory(unfinished)?;
     }
     Ok(())
 }
 
-/// Removes a directory that the agent created, unless another program has files in it.
+/// Removes a directory that the agent created, unless another program has files in it, and what a killed process left
+/// unfinished in it and next to it.
 pub(super) fn remove_created(root: &NodeRoot, directory: &str) -> io::Result<()> {
+    let (unfinished, _) = unfinished(directory);
+    remove_unfinished(root, &unfinished)?;
+    let names = || root.names(directory).ok().flatten().unwrap_or_default();
+    if !names().is_empty() {
+        root.remove_staged(directory)?;
+    }
     let mark = format!("{directory}/{CREATED}");
-    let names = root.names(directory).ok().flatten().unwrap_or_default();
-    if names == [CREATED] && root.read(&mark).is_ok_and(|mark| mark.is_some()) {
+    if names() == [CREATED] && root.read(&mark).is_ok_and(|mark| mark.is_some()) {
+        if root.rename(directory, UNFINISHED).is_ok() {
+            return remove_unfinished(root, &unfinished);
+        }
+        // A mount point has to stay.
         root.remove(&mark)?;
         root.remove_directory(directory)?;
     }

@@ -96,7 +96,7 @@ impl NodeRoot {
         }
     }
 
-    /// Renames a file in its directory, in place of another one.
+    /// Renames a file or a directory in its directory, in place of another file or an empty directory.
     ///
     /// # Errors
     /// Those of [`NodeRoot::read`]. A link is renamed itself.
@@ -144,6 +144,14 @@ impl NodeRoot {
         Ok(fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
     }
 
+    /// Removes the file that a killed process left unfinished in a directory.
+    ///
+    /// # Errors
+    /// Those of [`NodeRoot::read`].
+    pub fn remove_staged(&self, directory: &str) -> io::Result<()> {
+        self.remove(&format!("{directory}/{STAGED}"))
+    }
+
     /// Returns the names in a directory, or `None` if the directory does not exist. Names that are not UTF-8 are left out.
     ///
     /// # Errors
@@ -155,13 +163,15 @@ impl NodeRoot {
         let Some(directory) = absent_as_none(open_directory(&parent, path, false))? else {
             return Ok(None);
         };
-        let mut names = Vec::new();
-        for entry in fs::Dir::read_from(&directory)? {
-            let name = entry?.file_name().to_str().map(str::to_owned);
-            names.extend(name.ok().filter(|name| is_name(name)));
-        }
-        names.sort();
-        Ok(Some(names))
+        names(&directory).map(Some)
+    }
+
+    /// Returns the names in the directory itself.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub fn top_names(&self) -> io::Result<Vec<String>> {
+        names(&self.0)
     }
 
     /// Opens the directory of a file, and returns it with the name of the file.
@@ -176,6 +186,16 @@ impl NodeRoot {
         }
         Ok((directory, last_name(path)))
     }
+}
+
+fn names(directory: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::Dir::read_from(directory)? {
+        let name = entry?.file_name().to_str().map(str::to_owned);
+        names.extend(name.ok().filter(|name| is_name(name)));
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Returns the name of a path's last entry.

@@ -174,6 +174,32 @@ fn foreign_file_is_kept_and_restored(is_killed: bool) {
     assert_eq!(tree(directory.path()), before);
 }
 
+/// A second cleanup removes what a killed process left: an unfinished file, and a directory at each step of its creation
+/// and removal.
+#[test]
+fn leftovers_of_a_killed_process_are_removed() {
+    let (directory, root) = root();
+    let certs = directory.path().join(CERTS);
+    fs::create_dir_all(certs.join("empty.example")).unwrap();
+    let before = tree(directory.path());
+    let hosts = HostsDirectory::new(&root, CERTS, false);
+    let leave: [(&str, &[&str]); 5] = [
+        (".registry-mirror.dir", &[]),
+        (".registry-mirror.dir", &[".registry-mirror"]),
+        (".registry-mirror.dir", &[".registry-mirror.tmp"]),
+        ("docker.io", &[".registry-mirror", ".registry-mirror.tmp"]),
+        ("empty.example", &[".registry-mirror.tmp"]),
+    ];
+    for (name, files) in leave {
+        fs::create_dir_all(certs.join(name)).unwrap();
+        for file in files {
+            fs::write(certs.join(name).join(file), "").unwrap();
+        }
+        assert!(hosts.clear().is_empty());
+        assert_eq!(tree(directory.path()), before, "{name} {files:?}");
+    }
+}
+
 #[test]
 fn foreign_file_does_not_replace_a_kept_one() {
     let (directory, root) = root();
