@@ -56,7 +56,7 @@ pub struct Cache {
     #[x_kube(validation = rules::image_globs())]
     pub pinned: Vec<String>,
 
-    /// Serve what is cached and ask no upstream.
+    /// Serve what is cached and ask no upstream. Content does not expire by ttl, as it could not be fetched again.
     #[serde(default)]
     pub offline: bool,
 }

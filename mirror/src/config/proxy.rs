@@ -101,7 +101,8 @@ impl Default for Trust {
 /// The settings of the cache: retention, freshness, size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cache {
-    /// Content that was not used, or was fetched, longer ago than this goes; `None`: never.
+    /// Content that was not used, or was fetched, longer ago than this goes; `None`: never. `None` while offline, as such
+    /// content could not be fetched again.
     pub ttl: Option<Duration>,
     /// The event that `ttl` counts from.
     pub ttl_from: TtlFrom,
@@ -152,7 +153,10 @@ impl Cache {
     fn new(proxy: &file::Proxy) -> Result<Self, Error> {
         let cache = &proxy.cache;
         Ok(Self {
-            ttl: proxy.ttl.map_or(Some(WEEK), GoDuration::positive),
+            ttl: proxy
+                .ttl
+                .map_or(Some(WEEK), GoDuration::positive)
+                .filter(|_| !cache.offline),
             ttl_from: cache.ttl_from.unwrap_or_default(),
             tag_ttl: cache.tag_ttl.and_then(GoDuration::positive).unwrap_or_default(),
             stale_if_error: cache
@@ -204,6 +208,15 @@ mod tests {
     #[test_case("ttl: " => Some(WEEK); "no value is absent")]
     fn ttls(yaml: &str) -> Option<Duration> {
         cache(yaml).ttl
+    }
+
+    /// An offline cache keeps content that it cannot fetch again, whatever its time to live.
+    #[test_case("cache: {offline: true}"; "default")]
+    #[test_case("ttl: 1h, cache: {offline: true}"; "time to live")]
+    #[test_case("ttl: 1h, cache: {offline: true, ttlfrom: FirstFetch}"; "from the first fetch")]
+    fn offline_cache_has_no_time_to_live(yaml: &str) {
+        assert_eq!(ttls(yaml), None);
+        assert_ne!(ttls(&yaml.replace("true", "false")), None);
     }
 
     /// The extension sets every option of the cache.

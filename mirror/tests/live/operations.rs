@@ -336,6 +336,32 @@ async fn sighup_applies_cache_settings_to_cached_content() {
     assert_eq!(hub.count("HEAD manifests"), 1);
 }
 
+/// An offline server keeps content that is older than its time to live; once it is online again, such content goes.
+#[tokio::test]
+async fn offline_server_keeps_expired_content() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("app", "v1", &[b"layer"]);
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let path = format!("/v2/app/manifests/{digest}");
+    assert_eq!(served.get(&path).await.0, 200);
+    let yaml = fs::read_to_string(served.home.path("config.yml")).unwrap();
+    for keys in ["offline: true", "offline: true, tagttl: 1h", "tagttl: 1h"] {
+        let yaml = yaml.replace("maxsize", &format!("{keys}, maxsize"));
+        let yaml = yaml.replace("remoteurl", "ttl: 1ns, remoteurl");
+        served.home.write("config.yml", &yaml);
+        served.signal(rustix::process::Signal::HUP);
+        served.line("in force").await;
+        if keys.contains("offline") {
+            assert_eq!(served.get(&path).await.0, 200, "{keys}");
+            assert_eq!(hub.count("GET manifests"), 1);
+        }
+    }
+    eventually("the content to expire", async || {
+        served.get(&path).await.0 == 200 && hub.count("GET manifests") > 1
+    })
+    .await;
+}
+
 /// The access log distinguishes whole responses from those that were cut.
 #[tokio::test]
 async fn access_log_marks_cut_responses() {

@@ -97,7 +97,7 @@ section! {
         "maxsize" => max_size: Option<MaxSize>,
         /// Patterns of `host/name:tag` or `host/name@digest` that neither expire nor are evicted.
         "pinned" => pinned: Vec<String>,
-        /// Serves only what is cached, and never asks upstream.
+        /// Serves only what is cached, and never asks upstream; nothing expires by `proxy.ttl`.
         "offline" => offline: bool,
         /// Adds nothing to the cache and expires nothing; clients get the rest from upstream.
         "readonly" => readonly: bool,
