@@ -377,7 +377,7 @@ async fn odd_quantities_are_applied_once() {
     let bench = Bench::start("quantities").await;
     let mut spec = ephemeral();
     spec["pod"] = json!({"resources": {
-        "requests": {"cpu": 0.1234, "memory": "1.12345678Gi", "ephemeral-storage": "1e6"},
+        "requests": {"cpu": "0.1234", "memory": "1.12345678Gi", "ephemeral-storage": "1e6"},
         "limits": {"cpu": "100.1", "memory": "+2Gi"},
     }});
     bench.mirror("hub", spec).await;
