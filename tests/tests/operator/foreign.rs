@@ -371,34 +371,6 @@ async fn immutable_object_with_finalizer_is_named() {
         .await;
 }
 
-/// Resources that the API server rounds or writes in another notation are applied once.
-#[tokio::test]
-async fn odd_quantities_are_applied_once() {
-    let bench = Bench::start("quantities").await;
-    let mut spec = ephemeral();
-    spec["pod"] = json!({"resources": {
-        "requests": {"cpu": "0.1234", "memory": "1.12345678Gi", "ephemeral-storage": "1e6"},
-        "limits": {"cpu": "100.1", "memory": "+2Gi"},
-    }});
-    bench.mirror("hub", spec).await;
-    bench.until_accepted("hub").await;
-    let request = bench
-        .until("hub", "its resources", |workload: &Deployment| {
-            let pod = workload.spec.as_ref()?.template.spec.as_ref()?;
-            let requests = pod.containers.first()?.resources.as_ref()?.requests.as_ref()?;
-            Some(requests["cpu"].0.clone())
-        })
-        .await;
-    assert_eq!(request, "124m");
-    bench.until_nothing_is_written().await;
-    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
-    let progress = condition(&mirror, ConditionType::Progressing).map(|condition| &condition.message);
-    assert!(
-        progress.is_none_or(|message| !message.contains("altered")),
-        "{progress:?}"
-    );
-}
-
 /// A write that the API server keeps refusing has a condition with its own reason, and an event.
 #[tokio::test]
 async fn lasting_refusal_has_a_reason_and_an_event() {
