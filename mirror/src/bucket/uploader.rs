@@ -63,7 +63,7 @@ struct Shared {
     sender: Sender<ContentLink>,
     /// Taken by the task.
     queue: Mutex<Option<Receiver<ContentLink>>>,
-    /// The state of the bucket that the last upload showed, with its error; `None` if it succeeded.
+    /// The state of the bucket that the last upload of this server showed, with its error; `None` if it succeeded.
     failure: Mutex<Option<(BucketState, String)>>,
     /// The receiver of what was uploaded, once there is one.
     listener: OnceLock<Sender<BucketUpload>>,
@@ -74,6 +74,16 @@ struct Shared {
 struct PendingLink {
     linked: ContentLink,
     since: Instant,
+}
+
+/// The uploads that the bucket lacks.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UploadReport {
+    /// The links that wait for their upload; 0 if the bucket lacks nothing.
+    pub(crate) pending: usize,
+    /// The error of the last request that failed, with the state of the bucket that it shows; `None` if a later one
+    /// succeeded, or nothing waits.
+    pub(crate) failure: Option<(BucketState, String)>,
 }
 
 /// The uploads to the bucket.
@@ -120,17 +130,19 @@ impl Uploader {
         }
     }
 
+    /// Returns the number of links that wait for their upload, as far as it is known, and the failure that delays them.
+    pub(crate) fn report(&self) -> UploadReport {
+        let pending = self.pending();
+        let failure = self.0.failure.lock().clone().filter(|_| pending > 0);
+        UploadReport { pending, failure }
+    }
+
     /// Returns the number of links that wait for their upload, as far as it is known; 0 if the bucket lacks nothing.
-    pub(crate) fn pending(&self) -> usize {
+    fn pending(&self) -> usize {
         let shared = &self.0;
         let queued = shared.sender.max_capacity() - shared.sender.capacity();
         let missed = usize::from(shared.missed.load(Ordering::Relaxed));
         queued + missed + shared.pending.load(Ordering::Relaxed) + shared.waiting.lock().len()
-    }
-
-    /// Returns the error of the last upload, with the state of the bucket that it shows; `None` if the upload succeeded.
-    pub(crate) fn failure(&self) -> Option<(BucketState, String)> {
-        self.0.failure.lock().clone()
     }
 
     /// Reads the files with credentials and CAs again; uploads that paused continue with new ones. Blocks.
@@ -320,10 +332,7 @@ impl Shared {
         let digest = &pending.linked.digest;
         match self.try_upload(&pending).await {
             Ok(UploadState::Pending) => self.defer(pending),
-            Ok(_) => {
-                self.pause.close();
-                *self.failure.lock() = None;
-            }
+            Ok(_) => {}
             Err(UploadError::Damaged) => {
                 tracing::error!(%digest, "cached content does not match its digest; it is dropped");
                 self.store.drop_blob(digest).await;
@@ -338,6 +347,12 @@ impl Shared {
         }
     }
 
+    /// Ends the pause after an upload of this server; what another replica uploaded shows nothing of this one's access.
+    fn on_success(&self) {
+        self.pause.close();
+        *self.failure.lock() = None;
+    }
+
     /// Lets a link wait for the upload of another replica.
     fn defer(&self, pending: PendingLink) {
         let mut waiting = self.waiting.lock();
@@ -346,5 +361,83 @@ impl Shared {
         } else {
             self.missed.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config;
+    use crate::digest::Algorithm;
+    use crate::metrics::Metrics;
+    use crate::store::{Link, StoreOptions};
+
+    /// Returns the uploads to a bucket at an address where nothing listens.
+    pub(crate) async fn unreachable_uploader(root: &std::path::Path) -> (Uploader, Store, config::Cache) {
+        let _ = crate::tls::provider();
+        let text = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{}'}}, s3: {{bucket: b, region: r, regionendpoint: \
+             'http://127.0.0.1:1', accesskey: a, secretkey: s}}}}\nproxy: {{remoteurl: 'https://registry.example'}}\n",
+            root.display()
+        );
+        let path = root.join("config.yml");
+        std::fs::write(&path, text).unwrap();
+        let (config, _) = config::load(Some(&path), std::iter::empty()).unwrap();
+        let settings = config.bucket.unwrap();
+        let host: crate::name::Host = "docker.io".parse().unwrap();
+        let options = StoreOptions {
+            default_host: host.clone(),
+            max_size: None,
+            readonly: false,
+            clock: Clock::system(),
+            metrics: Metrics::new(),
+        };
+        let store = Store::open(root, options).await.unwrap();
+        let bucket = Bucket::new(&settings, host).unwrap();
+        (Uploader::new(bucket, store.clone()), store, config.proxy.cache)
+    }
+
+    fn link(content: &[u8]) -> PendingLink {
+        let digest = Digest::compute(Algorithm::Sha256, content);
+        let repository = Repository {
+            host: "docker.io".parse().unwrap(),
+            name: "library/app".parse().unwrap(),
+        };
+        let link = Link::Layer(repository, digest.clone());
+        PendingLink::from(ContentLink { digest, link })
+    }
+
+    /// A link that the bucket has already, by another replica, neither hides the failure of this server nor ends its pause.
+    #[tokio::test]
+    async fn stored_link_keeps_the_failure() {
+        let root = tempfile::tempdir().unwrap();
+        let (Uploader(shared), ..) = unreachable_uploader(root.path()).await;
+        shared.upload(link(b"failing")).await;
+        let failure = shared.failure.lock().clone();
+        assert_eq!(failure.unwrap().0, BucketState::Unreachable);
+        let other = link(b"stored");
+        let linked = &other.linked;
+        let links = vec![linked.link.clone()];
+        shared.store.mark_kept(&linked.digest, links).await.unwrap();
+        assert_eq!(shared.try_upload(&other).await.unwrap(), UploadState::Stored);
+        shared.upload(other).await;
+        assert!(shared.failure.lock().is_some());
+        assert!(!shared.pause.remaining().is_zero());
+    }
+
+    /// A failure is reported while a link waits for its upload, and no longer.
+    #[tokio::test]
+    async fn failure_without_pending_links_is_unreported() {
+        let root = tempfile::tempdir().unwrap();
+        let (uploader, ..) = unreachable_uploader(root.path()).await;
+        uploader.0.upload(link(b"failing")).await;
+        let report = uploader.report();
+        assert!(report.pending > 0 && report.failure.is_some(), "{report:?}");
+        uploader.0.missed.store(false, Ordering::Relaxed);
+        let report = uploader.report();
+        assert_eq!((report.pending, report.failure), (0, None));
+        uploader.0.missed.store(true, Ordering::Relaxed);
+        assert!(uploader.report().failure.is_some());
     }
 }

@@ -185,7 +185,8 @@ fn peers(fleet: &Fleet) -> Vec<PeerStatus> {
 
 fn bucket_status(uploader: &Uploader, ledger: Option<&Ledger>) -> BucketStatus {
     let (mut state, mut message) = uploader.bucket().state();
-    let (upload_state, upload_error) = uploader.failure().unwrap_or((state, String::new()));
+    let uploads = uploader.report();
+    let (upload_state, upload_error) = uploads.failure.unwrap_or((state, String::new()));
     // Credentials that only read are not enough.
     if upload_state == BucketState::Denied && state == BucketState::Reachable {
         state = upload_state;
@@ -200,7 +201,7 @@ fn bucket_status(uploader: &Uploader, ledger: Option<&Ledger>) -> BucketStatus {
         oldest_use: totals
             .and_then(|totals| Timestamp::from_millisecond(totals.oldest_use?).ok())
             .map(|time| time.to_string()),
-        pending_uploads: uploader.pending() as u64,
+        pending_uploads: uploads.pending as u64,
         upload_error,
     }
 }

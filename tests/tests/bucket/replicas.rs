@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use http::Method;
-use testbed::bucket::Fault;
+use testbed::bucket::{Fault, SECRET_KEY};
 use testbed::wait;
 
 use crate::place::{LAYERS, LIMIT, Mirror, Place, until_stored};
@@ -125,4 +125,38 @@ async fn uploads_of_lost_replicas_are_made_by_another() {
         .await
         .expect("uploads");
     assert_eq!(place.check_objects(), blobs(&place));
+}
+
+/// A replica with a wrong key has nothing to upload where another replica uploaded the same, and reports no failure.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_of_others_need_no_access() {
+    let place = Place::new(&LAYERS).await;
+    let [one, other] = place.replicas::<2>(&place.store.keys(), KEEP).await;
+    other.stop().await;
+    let path = place.scratch.path().join("replica-1.yml");
+    let text = std::fs::read_to_string(&path).expect("a file");
+    std::fs::write(&path, text.replace(SECRET_KEY, "anothersecret")).expect("a file");
+    let other = Mirror::start(&path).await;
+    for mirror in [&one, &other] {
+        let know_each_other = || async { (mirror.serving_peers().await == 1).then_some(()) };
+        wait::until("replicas that serve each other", LIMIT, know_each_other)
+            .await
+            .expect("members");
+    }
+    let digest = place.image.digest("1").expect("a digest");
+    let name = format!("library/app@{digest}");
+    one.pull(&name, &place.scratch.path().join("pulled-0")).await;
+    until_stored(&place, blobs(&place), &one).await;
+    other.pull(&name, &place.scratch.path().join("pulled-1")).await;
+    let is_done = || async {
+        let status = other.status().await;
+        (status["pendingUploads"] == 0).then_some(status)
+    };
+    let status = wait::until("end of the uploads", LONGEST_PAUSE, is_done)
+        .await
+        .expect("nothing to upload");
+    assert!(
+        status["uploadError"].as_str().is_none_or(str::is_empty),
+        "{status}"
+    );
 }

@@ -17,8 +17,7 @@ impl Shared {
         if self.store.upload_state(linked).await? == UploadState::Stored {
             return Ok(UploadState::Stored);
         }
-        let keys = self.bucket.claim().await?;
-        match self.state_at_replicas(&keys, linked).await? {
+        match self.state_at_replicas(linked).await? {
             UploadState::Pending if since.elapsed() < MAX_WAIT => return Ok(UploadState::Pending),
             UploadState::Stored => {
                 let links = vec![linked.link.clone()];
@@ -27,11 +26,11 @@ impl Shared {
             }
             UploadState::Pending | UploadState::Absent => {}
         }
-        self.upload_here(&keys, linked).await
+        self.upload_here(linked).await
     }
 
     /// Returns the state of an upload at the other replicas.
-    async fn state_at_replicas(&self, keys: &Keys, linked: &ContentLink) -> Result<UploadState, UploadError> {
+    async fn state_at_replicas(&self, linked: &ContentLink) -> Result<UploadState, UploadError> {
         let digest = &linked.digest;
         // Only this server knows of the wrong bytes.
         let is_wrong = self.bucket.wrong.contains_key(digest);
@@ -46,8 +45,12 @@ impl Shared {
         let is_tag = matches!(linked.link, Link::Tag(..));
         // From a bucket with a limit, what another replica uploaded may have been evicted since.
         let is_limited = self.bucket.max_size().is_some();
+        if !is_tag && !is_limited {
+            return Ok(UploadState::Stored);
+        }
+        let keys = self.bucket.claim().await?;
         let link = keys.link(&linked.link);
-        if (is_tag || is_limited) && self.bucket.link(&link, WaitLimit::Long).await.as_ref() != Some(digest) {
+        if self.bucket.link(&link, WaitLimit::Long).await.as_ref() != Some(digest) {
             return Ok(UploadState::Absent);
         }
         if is_limited && self.bucket.find_content(&keys.data(digest)).await?.is_none() {
@@ -56,7 +59,8 @@ impl Shared {
         Ok(UploadState::Stored)
     }
 
-    async fn upload_here(&self, keys: &Keys, linked: &ContentLink) -> Result<UploadState, UploadError> {
+    async fn upload_here(&self, linked: &ContentLink) -> Result<UploadState, UploadError> {
+        let keys = &self.bucket.claim().await?;
         let ContentLink { digest, link } = linked;
         let (store, bucket) = (&self.store, &self.bucket);
         // From a bucket with a limit, content that was uploaded before may have been evicted since.
@@ -77,6 +81,7 @@ impl Shared {
             Upload::Foreign => store.mark_kept(digest, Vec::new()).await?,
         }
         self.put_link(keys, linked).await?;
+        self.on_success();
         store.mark_kept(digest, vec![link.clone()]).await?;
         self.notify(linked, uploaded).await;
         Ok(UploadState::Stored)
