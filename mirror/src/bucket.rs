@@ -13,6 +13,7 @@ mod keys;
 mod leftovers;
 mod listing;
 mod objects;
+mod owner;
 mod read;
 mod redirect;
 mod replicas;
@@ -35,6 +36,8 @@ pub use error::BucketError;
 use read::MAX_LINK;
 pub(crate) use read::{SMALL, StoredContent, WaitLimit};
 pub(crate) use uploader::Uploader;
+#[cfg(test)]
+pub(crate) use uploader::tests::unreachable_uploader;
 
 use crate::config::{self, TtlFrom};
 use crate::digest::Digest;
@@ -99,7 +102,10 @@ pub(crate) struct Bucket {
     /// The keys, once the owner of the repositories without a prefix is known.
     keys: ArcSwap<Option<Keys>>,
     finding_owner: tokio::sync::Mutex<()>,
+    /// The circuit breaker of reads.
     breaker: Breaker,
+    /// The one of listings: a store may deny or limit them alone.
+    list_breaker: Breaker,
     reads: Arc<Semaphore>,
     listings: Arc<Semaphore>,
     wrong: Cache<Digest, ()>,
@@ -132,6 +138,7 @@ impl Bucket {
             keys: ArcSwap::from_pointee(None),
             finding_owner: tokio::sync::Mutex::default(),
             breaker: Breaker::default(),
+            list_breaker: Breaker::default(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
             wrong: Cache::builder()
@@ -167,6 +174,7 @@ impl Bucket {
             );
             self.client.store(Arc::new(client));
             self.breaker.close();
+            self.list_breaker.close();
         }
         Ok(is_new)
     }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::error::Error;
+
 /// The first pause after a failure, in which the bucket is skipped; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause.
@@ -24,7 +26,7 @@ struct Pause {
 impl Breaker {
     /// Returns `true` if a request may be sent now. After a pause only the first caller gets `true`, until its request
     /// has ended or as much time has passed again.
-    pub(super) fn admit(&self) -> bool {
+    fn admit(&self) -> bool {
         let mut pause = self.0.lock();
         let now = Instant::now();
         match &mut *pause {
@@ -35,6 +37,23 @@ impl Breaker {
                 open.trying = true;
                 true
             }
+        }
+    }
+
+    /// Returns an error if no request may be sent now.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.admit() {
+            Ok(())
+        } else {
+            Err(Error::unavailable("it failed shortly before"))
+        }
+    }
+
+    /// Ends or starts a pause after a request; an object that is missing is an answer.
+    pub(super) fn record<T>(&self, result: &Result<T, Error>) {
+        match result {
+            Ok(_) | Err(Error::NotFound) => self.close(),
+            Err(_) => self.open(),
         }
     }
 

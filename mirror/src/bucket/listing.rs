@@ -8,8 +8,8 @@ use super::client::Client;
 
 /// The objects that a page is asked for; S3 sends no more.
 const PAGE: usize = 1_000;
-/// The most pages of a listing.
-const MAX_PAGES: usize = 10_000;
+/// The most pages of a listing, four times what the tags of a repository need.
+const MAX_PAGES: usize = 200;
 /// The most pages without an object, one after the other.
 const MAX_EMPTY: usize = 20;
 /// The longest token of a page, in bytes: it is a part of the next URL.
@@ -37,10 +37,10 @@ impl BucketPageList {
         }
     }
 
-    /// Returns the next page; `None` after the last one.
+    /// Returns the next page; `None` after the last one, or after as many as a listing may have.
     ///
     /// # Errors
-    /// The store fails, or the listing has no end.
+    /// The store fails, or the listing repeats itself.
     pub(super) async fn next(&mut self, client: &Client) -> object_store::Result<Option<Vec<ObjectMeta>>> {
         if self.is_done {
             return Ok(None);
@@ -66,8 +66,14 @@ impl BucketPageList {
                 return Err("the token of a page of a listing is too long");
             }
             Some(_) if next == self.token => return Err("a page of a listing names itself as the next one"),
-            Some(_) if self.pages >= MAX_PAGES || self.empty >= MAX_EMPTY => {
-                return Err("a listing has too many pages");
+            Some(_) if self.empty >= MAX_EMPTY => return Err("a listing has too many empty pages"),
+            Some(_) if self.pages >= MAX_PAGES => {
+                tracing::warn!(
+                    prefix = self.prefix,
+                    pages = MAX_PAGES,
+                    "a listing of the bucket has too many pages: the remaining ones are not read"
+                );
+                self.is_done = true;
             }
             _ => self.token = next,
         }
@@ -89,13 +95,23 @@ mod tests {
 
     #[test_case(&["a", "b", "c"], false => Ok(()); "tokens that differ")]
     #[test_case(&["a", "a"], false => Err("a page of a listing names itself as the next one"); "the same token")]
-    #[test_case(&["a", "b"].repeat(10), true => Err("a listing has too many pages"); "empty pages")]
-    #[test_case(&["a", "b"].repeat(5_000), false => Err("a listing has too many pages"); "pages without an end")]
+    #[test_case(&["a", "b"].repeat(10), true => Err("a listing has too many empty pages"); "empty pages")]
     fn listing_without_an_end_is_an_error(tokens: &[&str], is_empty: bool) -> Result<(), &'static str> {
         let mut listing = BucketPageList::new(&Key::from("p"));
         tokens
             .iter()
             .try_for_each(|token| listing.advance(Some((*token).to_owned()), is_empty))
+    }
+
+    /// A listing whose pages do not end is as long as a listing may be.
+    #[test]
+    fn listing_ends_after_its_last_page() {
+        let mut listing = BucketPageList::new(&Key::from("p"));
+        for number in 1..=MAX_PAGES {
+            assert!(!listing.is_done, "{number}");
+            listing.advance(Some(number.to_string()), false).unwrap();
+        }
+        assert!(listing.is_done);
     }
 
     #[test]

@@ -15,7 +15,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::client::Client;
 use super::error::Error;
-use super::keys::{self, Keys};
 use super::objects::{FIRST_LINK, first_link};
 use super::{Bucket, TURN};
 use crate::digest::{Algorithm, Digest, Hashed};
@@ -218,7 +217,7 @@ impl Bucket {
         std::str::from_utf8(&bytes).ok()?.trim_end().parse().ok()
     }
 
-    async fn read_small(&self, found: GetResult) -> Result<Bytes, Error> {
+    pub(super) async fn read_small(&self, found: GetResult) -> Result<Bytes, Error> {
         if found.meta.size > MAX_LINK as u64 {
             return Err(Error::unavailable(format!(
                 "the link is longer than {MAX_LINK} bytes"
@@ -232,7 +231,12 @@ impl Bucket {
     }
 
     /// Returns the bytes of a small object, with the time of its last change in ms since 1970.
-    async fn read(&self, key: &Key, most: usize, patience: WaitLimit) -> Result<(Bytes, i64), Error> {
+    pub(super) async fn read(
+        &self,
+        key: &Key,
+        most: usize,
+        patience: WaitLimit,
+    ) -> Result<(Bytes, i64), Error> {
         let object = self.get(key, 0..u64::MAX, patience).await?;
         let modified = object.modified;
         Ok((self.read_whole(object, most).await?, modified))
@@ -250,33 +254,6 @@ impl Bucket {
             self.breaker.open();
         }
         Ok(bytes?.freeze())
-    }
-
-    /// Returns the keys of the bucket, once its owner is known.
-    pub(super) async fn keys(&self, patience: WaitLimit) -> Result<Keys, Error> {
-        let known = || (**self.keys.load()).clone();
-        if let Some(keys) = known() {
-            return Ok(keys);
-        }
-        let _one = self.finding_owner.lock().await;
-        if let Some(keys) = known() {
-            return Ok(keys);
-        }
-        let owner = match self
-            .read(&keys::owner(&self.settings.root), MAX_LINK, patience)
-            .await
-        {
-            Ok((bytes, _)) => std::str::from_utf8(&bytes)
-                .ok()
-                .and_then(|text| text.trim_end().parse().ok())
-                .ok_or_else(|| Error::unavailable("the object _mirror/v1/owner names no host"))?,
-            // A bucket that Distribution filled, or an empty one.
-            Err(Error::NotFound) => self.default_host.clone(),
-            Err(error) => return Err(error),
-        };
-        let keys = Keys::new(&self.settings.root, owner);
-        self.keys.store(Arc::new(Some(keys.clone())));
-        Ok(keys)
     }
 
     pub(super) async fn get(
@@ -313,8 +290,20 @@ impl Bucket {
         turn_of(&self.listings).await
     }
 
-    /// Sends a request, twice if the first attempt fails, and skips a bucket that kept failing.
-    pub(super) async fn tried<T, F>(
+    /// Sends a request that reads, and skips a bucket that kept failing.
+    async fn tried<T, F>(&self, patience: WaitLimit, request: impl Fn(Arc<Client>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        self.breaker.check()?;
+        let result = self.attempted(patience, request).await;
+        self.breaker.record(&result);
+        self.observe(&result);
+        result
+    }
+
+    /// Sends a request, twice if the first attempt fails.
+    pub(super) async fn attempted<T, F>(
         &self,
         patience: WaitLimit,
         request: impl Fn(Arc<Client>) -> F,
@@ -322,9 +311,6 @@ impl Bucket {
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        if !self.breaker.admit() {
-            return Err(Error::unavailable("it failed shortly before"));
-        }
         let deadline = match patience {
             WaitLimit::Short => PATIENCE,
             WaitLimit::Long => PATIENCE_ALONE,
@@ -340,18 +326,12 @@ impl Bucket {
             }
         };
         let result = tokio::time::timeout(deadline, attempts).await;
-        let result = result.unwrap_or_else(|_| {
+        result.unwrap_or_else(|_| {
             Err(Error::unavailable(format!(
                 "no answer in {} ms",
                 deadline.as_millis()
             )))
-        });
-        match &result {
-            Ok(_) | Err(Error::NotFound) => self.breaker.close(),
-            Err(_) => self.breaker.open(),
-        }
-        self.observe(&result);
-        result
+        })
     }
 }
 

@@ -31,7 +31,8 @@ impl Bucket {
         let keys = self.keys(WaitLimit::Long).await?;
         let prefix = keys.tags(repository);
         let _turn = self.listing_turn().await?;
-        let listed = self.tried(WaitLimit::Long, |client| {
+        self.list_breaker.check()?;
+        let listed = self.attempted(WaitLimit::Long, |client| {
             let prefix = prefix.clone();
             async move {
                 let (mut tags, mut seen) = (BTreeSet::new(), 0);
@@ -50,7 +51,9 @@ impl Bucket {
                 Ok(tags)
             }
         });
-        Ok(listed.await?.into_iter().take(MAX_TAGS).collect())
+        let listed = listed.await;
+        self.list_breaker.record(&listed);
+        Ok(listed?.into_iter().take(MAX_TAGS).collect())
     }
 }
 

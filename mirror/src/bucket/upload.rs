@@ -16,9 +16,9 @@ use tokio::task::spawn_blocking;
 
 use super::client::Client;
 use super::error::Error;
-use super::keys::{self, Keys};
+use super::keys::Keys;
 use super::objects::FoundContent;
-use super::{Bucket, BucketState, SMALL, WaitLimit};
+use super::{Bucket, BucketState, SMALL};
 use crate::digest::{Digest, Hasher};
 use crate::store::{self, ContentLink, Store};
 
@@ -121,36 +121,6 @@ async fn read(file: &Arc<File>, at: u64, length: u64) -> Result<Bytes, UploadErr
 }
 
 impl Bucket {
-    /// Returns the keys of the bucket, after it has an owner: this server's default upstream, if it had none.
-    pub(super) async fn claim(&self) -> Result<Keys, Error> {
-        let keys = self.keys(WaitLimit::Long).await?;
-        if self.claimed.load(std::sync::atomic::Ordering::Relaxed) {
-            return Ok(keys);
-        }
-        let key = keys::owner(&self.settings.root);
-        let found = self
-            .sent(0, |client| {
-                let key = key.clone();
-                async move {
-                    client
-                        .objects()
-                        .get_opts(&key, object_store::GetOptions::default())
-                        .await
-                        .map(drop)
-                }
-            })
-            .await;
-        match found {
-            Ok(()) => {}
-            Err(Error::NotFound) => self.put(&key, Bytes::from(self.default_host.to_string())).await?,
-            Err(error) => return Err(error),
-        }
-        self.claimed.store(true, std::sync::atomic::Ordering::Relaxed);
-        // Another server may have been faster, with another upstream.
-        self.keys.store(Arc::new(None));
-        self.keys(WaitLimit::Long).await
-    }
-
     /// Writes an object by one request.
     pub(super) async fn put(&self, key: &Key, bytes: Bytes) -> Result<(), Error> {
         self.put_with(key, bytes, &Client::attributes).await

@@ -28,6 +28,10 @@ pub enum Fault {
     ReadOnly,
     /// Each write gets 507 and `XMinioStorageFull`.
     Full,
+    /// Each read gets 403 and `AccessDenied`.
+    WriteOnly,
+    /// Each listing gets 403 and `AccessDenied`.
+    NoLists,
     /// Requests that send parts of an upload are not answered.
     KeepParts,
     /// Requests that delete links are not answered.
@@ -48,6 +52,8 @@ pub enum Fault {
     SamePage,
     /// A page of a listing has a token of 100,000 bytes.
     LongToken,
+    /// A page of a listing has one tag, and is not the last one.
+    OneByOne,
 }
 
 /// A request to the store.
@@ -112,6 +118,15 @@ impl Proxy {
         self.shared.seen.lock().clone()
     }
 
+    /// Returns true if the store accepted an object whose key ends like this; requests to Google's API encode slashes.
+    pub(super) fn has_stored(&self, end: &str) -> bool {
+        let is_stored = |seen: &Seen| {
+            let key = seen.path.replace("%2F", "/");
+            seen.method == Method::PUT && (200..300).contains(&seen.status) && key.ends_with(end)
+        };
+        self.shared.seen.lock().iter().any(is_stored)
+    }
+
     pub(super) fn forget(&self) {
         self.shared.seen.lock().clear();
     }
@@ -145,6 +160,8 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
         Some(Fault::Denied) => Some((StatusCode::FORBIDDEN, "AccessDenied")),
         Some(Fault::Skewed) => Some((StatusCode::FORBIDDEN, "RequestTimeTooSkewed")),
         Some(Fault::ReadOnly) if writes => Some((StatusCode::FORBIDDEN, "AccessDenied")),
+        Some(Fault::WriteOnly) if method == Method::GET => Some((StatusCode::FORBIDDEN, "AccessDenied")),
+        Some(Fault::NoLists) if is_list(&request) => Some((StatusCode::FORBIDDEN, "AccessDenied")),
         Some(Fault::Full) if writes => Some((StatusCode::INSUFFICIENT_STORAGE, "XMinioStorageFull")),
         _ => None,
     };
@@ -185,7 +202,7 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
 /// Returns the answer of a store that lies.
 fn hostile(fault: Fault, request: &Request) -> Option<Response> {
     let query = request.uri().query().unwrap_or_default();
-    let is_list = *request.method() == Method::GET && query.contains("list-type=2");
+    let is_list = is_list(request);
     let answer = match fault {
         Fault::LongId if *request.method() == Method::POST && query.starts_with("uploads") => {
             let id = "u".repeat(900_000);
@@ -218,9 +235,35 @@ fn hostile(fault: Fault, request: &Request) -> Option<Response> {
         }
         Fault::SamePage if is_list => page("same"),
         Fault::LongToken if is_list => page(&"t".repeat(100_000)),
+        Fault::OneByOne if is_list => page_of_tag(query),
         _ => return None,
     };
     Some(answer)
+}
+
+fn is_list(request: &Request) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    *request.method() == Method::GET && query.contains("list-type=2")
+}
+
+/// Returns a page of a listing of tags, with one tag whose name is the number of the page, that is not the last one.
+fn page_of_tag(query: &str) -> Response {
+    let value = |name: &str| {
+        let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+        pairs
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.into_owned())
+    };
+    let token = value("continuation-token").and_then(|token| token.parse::<u64>().ok());
+    let number = token.unwrap_or_default();
+    format!(
+        "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>\
+         <Contents><Key>{}{number}/current/link</Key><Size>71</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>\
+         </ListBucketResult>",
+        number + 1,
+        value("prefix").unwrap_or_default()
+    )
+    .into_response()
 }
 
 /// Returns a page of a listing, without objects, that is not the last one.

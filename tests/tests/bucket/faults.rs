@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use test_case::test_case;
 use testbed::bucket::Fault;
+use testbed::image::{Layout, Random};
 use testbed::wait;
 
 use crate::place::{LAYERS, LIMIT, Place, until_stored};
@@ -143,6 +144,117 @@ async fn hostile_listing_of_tags_ends(fault: Fault) {
     assert_eq!((status, &body["tags"]), (200, &serde_json::json!(["1"])));
     let listings = place.requests(|seen| seen.query.contains("list-type=2"));
     assert!((1..=8).contains(&listings.len()), "{}", listings.len());
+}
+
+/// A store that sends its tags one by one, without an end, costs no more requests than a listing may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listing_one_by_one_is_bounded() {
+    let mut place = Place::new(&SMALL).await;
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    until_stored(&place, blobs(&place), &mirror).await;
+    place.upstream.go_down();
+    place.store.fail(Some(Fault::OneByOne));
+    place.store.forget();
+    let (status, body) = mirror.get("/v2/library/app/tags/list").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(status, 200);
+    let tags = body["tags"].as_array().expect("tags");
+    assert!(tags.contains(&serde_json::json!("1")), "{tags:?}");
+    let listings = place.requests(|seen| seen.query.contains("list-type=2"));
+    assert!((2..=200).contains(&listings.len()), "{}", listings.len());
+}
+
+/// A bucket that denies listings alone is still read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn denied_listing_stops_no_reads() {
+    let mut place = Place::new(&SMALL).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled-1").await;
+    until_stored(&place, blobs(&place), &first).await;
+    place.upstream.go_down();
+    place.store.fail(Some(Fault::NoLists));
+    let second = place.mirror("second").await;
+    place.store.forget();
+    for _ in 0..2 {
+        second.get("/v2/library/app/tags/list").await;
+    }
+    let listings = place.requests(|seen| seen.query.contains("list-type=2"));
+    assert_eq!(listings.len(), 2, "tried twice, and then not for a while");
+    place.pull(&second, "pulled-2").await;
+    assert_eq!(second.status().await["state"], "Reachable");
+}
+
+/// Pushes another image to the registry, and returns it.
+async fn push_other(place: &Place) -> Layout {
+    let other = Random::new(20, &SMALL)
+        .write(&place.scratch.path().join("other"), "1")
+        .expect("an image");
+    place.upstream.push(&other, "1", OTHER).await.expect("a push");
+    other
+}
+
+const OTHER: &str = "library/other:1";
+
+/// A bucket that accepts no writes serves its content while uploads to it fail.
+#[test_case(Fault::ReadOnly; "read only")]
+#[test_case(Fault::Full; "full")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failing_uploads_stop_no_reads(fault: Fault) {
+    let mut place = Place::new(&SMALL).await;
+    push_other(&place).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled-1").await;
+    until_stored(&place, blobs(&place), &first).await;
+    first.stop().await;
+    place.store.fail(Some(fault));
+    let second = place.mirror("second").await;
+    second
+        .pull(OTHER, &place.scratch.path().join("pulled-other"))
+        .await;
+    let failed = || async { second.status().await["uploadError"].as_str().map(drop) };
+    wait::until("error of an upload", LIMIT, failed)
+        .await
+        .expect("it is reported");
+    place.upstream.go_down();
+    place.pull(&second, "pulled-2").await;
+}
+
+/// Content reaches a bucket that denies reads alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failing_reads_stop_no_uploads() {
+    let place = Place::new(&SMALL).await;
+    let other = push_other(&place).await;
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    until_stored(&place, blobs(&place), &mirror).await;
+    place.store.fail(Some(Fault::WriteOnly));
+    mirror
+        .pull(OTHER, &place.scratch.path().join("pulled-other"))
+        .await;
+    assert_eq!(mirror.status().await["state"], "Denied");
+    let count = std::fs::read_dir(other.path().join("blobs/sha256"))
+        .expect("a directory")
+        .count();
+    until_stored(&place, blobs(&place) + count, &mirror).await;
+    assert_eq!(place.check_objects(), blobs(&place) + count);
+}
+
+/// A new bucket that denies reads gets no upload, as its owner is unknown; it gets all of them later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bucket_without_reads_catches_up() {
+    let place = Place::new(&SMALL).await;
+    place.store.fail(Some(Fault::WriteOnly));
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    let failed = || async { mirror.status().await["uploadError"].as_str().map(str::to_owned) };
+    let error = wait::until("error of an upload", LIMIT, failed)
+        .await
+        .expect("it is reported");
+    assert!(error.contains("denied access"), "{error}");
+    place.store.fail(None);
+    until_stored(&place, blobs(&place), &mirror).await;
+    assert_eq!(place.check_objects(), blobs(&place));
 }
 
 /// A bucket that accepts no writes is still read, and gets what it lacks when it accepts them again.

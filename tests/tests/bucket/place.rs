@@ -258,7 +258,7 @@ pub(crate) async fn until_stored(place: &Place, blobs: usize, mirror: &Mirror) {
         });
         (pending == Some(0) && found >= blobs).then_some(())
     };
-    wait::until("bucket with all content", LIMIT, stored)
-        .await
-        .expect("uploads");
+    if let Err(error) = wait::until("bucket with all content", LIMIT, stored).await {
+        panic!("{error}: {}", mirror.status().await);
+    }
 }
