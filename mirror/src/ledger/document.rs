@@ -3,9 +3,12 @@
 //! The first line is a header with the hash of all further ones; each of these is one piece of content as JSON. Unknown
 //! fields are ignored. A document of another version, or whose hash does not match, is damaged.
 
-use serde::{Deserialize, Serialize};
+use std::fmt::{self, Formatter};
 
-use super::entry::LedgerEntry;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::entry::{LedgerEntry, MAX_LINKS};
 use super::table::ShardTable;
 use crate::digest::{Algorithm, Digest};
 
@@ -33,7 +36,38 @@ pub(super) struct LedgerLine {
     used: i64,
     fetched: i64,
     #[serde(default)]
-    links: Vec<String>,
+    links: FirstLinks,
+}
+
+/// The first links of a list: further ones are read past, so that a list of millions takes no memory.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct FirstLinks(Vec<String>);
+
+impl<'de> Deserialize<'de> for FirstLinks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(LinksVisitor)
+    }
+}
+
+struct LinksVisitor;
+
+impl<'de> Visitor<'de> for LinksVisitor {
+    type Value = FirstLinks;
+
+    fn expecting(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of links")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<FirstLinks, A::Error> {
+        let mut links = Vec::new();
+        while links.len() < MAX_LINKS
+            && let Some(link) = list.next_element()?
+        {
+            links.push(link);
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(FirstLinks(links))
+    }
 }
 
 impl LedgerLine {
@@ -44,14 +78,14 @@ impl LedgerLine {
             size: entry.size,
             used: entry.used,
             fetched: entry.fetched,
-            links: entry.link_texts().map(str::to_owned).collect(),
+            links: FirstLinks(entry.link_texts().map(str::to_owned).collect()),
         }
     }
 
     /// Returns the entry; `None` if the digest is malformed.
     pub(super) fn entry(&self) -> Option<(Digest, LedgerEntry)> {
         let mut entry = LedgerEntry::new(self.size, self.used, self.fetched);
-        for link in &self.links {
+        for link in &self.links.0 {
             entry.add_link(link);
         }
         Some((self.digest.parse().ok()?, entry))
@@ -127,6 +161,7 @@ fn entry(line: &[u8], shard: u8) -> Result<Option<(Digest, LedgerEntry)>, Invali
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use test_case::test_case;
 
     use super::*;
 
@@ -169,6 +204,51 @@ mod tests {
         );
         let read = decode((header + &line).as_bytes(), 0xaa).unwrap();
         assert_eq!(read.entries[0].1, LedgerEntry::new(1, 2, 3));
+    }
+
+    /// Returns a document with the right hash that repeats a line up to 3 MiB, at least once.
+    fn document(line: &str) -> Vec<u8> {
+        let lines = format!("{line}\n").repeat(((3 << 20) / (line.len() + 1)).max(1));
+        let digest = Digest::compute(Algorithm::Sha256, lines.as_bytes());
+        let header = format!("{{\"version\":1,\"writer\":\"w\",\"written\":1,\"digest\":\"{digest}\"}}\n");
+        (header + &lines).into_bytes()
+    }
+
+    /// Returns a line with one more field.
+    fn line(field: &str) -> String {
+        let hex = "a".repeat(64);
+        format!("{{\"digest\":\"sha256:{hex}\",\"size\":1,\"used\":2,\"fetched\":3,{field}}}")
+    }
+
+    fn deep(levels: usize) -> String {
+        format!("{}{}", "[".repeat(levels), "]".repeat(levels))
+    }
+
+    /// A document of a hostile bucket, with the right hash, takes little memory, whatever is nested or repeated in it.
+    #[test_case(&line(&format!("\"later\":{}", deep(1_500_000))) => true; "a deep field")]
+    #[test_case(&line(&format!("\"links\":{}", deep(1_500_000))) => false; "deep links")]
+    #[test_case(&line(&format!("\"later\":[{}[]]", "[[[[]]]],".repeat(300_000))) => true; "a wide field")]
+    #[test_case(&line(&format!("\"links\":[{}\"\"]", "\"\",".repeat(1_000_000))) => true; "a million links")]
+    #[test_case(&line(&format!("\"later\":\"{}\"", "\\u0061".repeat(500_000))) => true; "a long text")]
+    #[test_case(&line("\"links\":[]") => true; "many lines")]
+    #[test_case(&line(&format!("\"links\":[{}\"\"]", "\"\",".repeat(63))) => true; "many lines with links")]
+    fn hostile_document_takes_little_memory(line: &str) -> bool {
+        let text = document(line);
+        assert!(text.len() < MAX_LEDGER, "{}", text.len());
+        let mut is_valid = false;
+        let counted = allocation_counter::measure(|| is_valid = decode(&text, 0xaa).is_ok());
+        assert!(counted.bytes_max < 16 << 20, "{} bytes", counted.bytes_max);
+        is_valid
+    }
+
+    /// Links beyond the limit are read past.
+    #[test]
+    fn links_beyond_the_limit_are_ignored() {
+        let links: Vec<_> = (0..2 * MAX_LINKS).map(|number| format!("\"{number}\"")).collect();
+        let text = line(&format!("\"links\":[{}]", links.join(",")));
+        let line: LedgerLine = serde_json::from_str(&text).unwrap();
+        assert_eq!(line.links.0.len(), MAX_LINKS);
+        assert_eq!(line.links.0[0], "0");
     }
 
     /// A document with a changed, a missing or an additional byte is damaged.

@@ -54,17 +54,7 @@ impl Ledger {
         let Some(queue) = self.uploads.lock().take() else {
             return;
         };
-        let mut task = Task {
-            shared: Arc::clone(&self.shared),
-            queue,
-            cache,
-            uploads: Vec::new(),
-            pause: Breaker::default(),
-            started: Instant::now(),
-            eviction: Eviction::default(),
-            exchange: PeerLedger::default(),
-            swept: None,
-        };
+        let mut task = Task::new(Arc::clone(&self.shared), queue, cache);
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = task.follow() => {}
@@ -78,6 +68,20 @@ impl Ledger {
 }
 
 impl Task {
+    fn new(shared: Arc<Shared>, queue: Receiver<BucketUpload>, cache: watch::Receiver<Cache>) -> Self {
+        Self {
+            shared,
+            queue,
+            cache,
+            uploads: Vec::new(),
+            pause: Breaker::default(),
+            started: Instant::now(),
+            eviction: Eviction::default(),
+            exchange: PeerLedger::default(),
+            swept: None,
+        }
+    }
+
     async fn follow(&mut self) {
         loop {
             let has_room = self.uploads.len() < BATCH;
@@ -97,6 +101,8 @@ impl Task {
                         tracing::warn!(%error, "the ledger of the bucket cannot be kept up to date; it is tried again");
                     }
                 }
+            } else {
+                self.record_loaded();
             }
         }
     }
@@ -151,6 +157,13 @@ impl Task {
         }
     }
 
+    /// Records the uploads whose shards are in memory, by no request: uploads to the bucket wait for the ledger only while it
+    /// was never read.
+    fn record_loaded(&mut self) {
+        let shared = &self.shared;
+        self.uploads.retain(|upload| !shared.record_upload(upload));
+    }
+
     /// Records uploads in their shards, which are read first.
     async fn record(&mut self, owned: &[u8]) -> Result<(), LedgerError> {
         let shard = |upload: &BucketUpload| Shard::of_blob(&upload.digest).index();
@@ -163,12 +176,7 @@ impl Task {
                 self.shared.journal.lock().push(upload.digest, event);
                 continue;
             }
-            let mut slot = self.shared.slot(shard(&upload)).lock();
-            if let Some(table) = slot.as_mut()
-                && !table.merge(upload.digest.clone(), LedgerEntry::from(&upload))
-            {
-                tracing::debug!(digest = %upload.digest, "the ledger has no room: the bucket keeps this content");
-            }
+            self.shared.record_upload(&upload);
         }
         Ok(())
     }
@@ -224,9 +232,61 @@ pub(super) async fn some_at_once(
 }
 
 impl Shared {
+    /// Records an upload in its shard; returns false if that is not in memory.
+    fn record_upload(&self, upload: &BucketUpload) -> bool {
+        let digest = &upload.digest;
+        let mut slot = self.slot(Shard::of_blob(digest).index()).lock();
+        let Some(table) = slot.as_mut() else { return false };
+        if !table.merge(digest.clone(), LedgerEntry::from(upload)) {
+            tracing::debug!(%digest, "the ledger has no room: the bucket keeps this content");
+        }
+        true
+    }
+
     /// Reads the shards that are not in memory.
     async fn load_all(&self, shards: impl Iterator<Item = u8>) -> Result<(), LedgerError> {
         let lacking = shards.filter(|shard| !self.is_loaded(*shard));
         some_at_once(lacking.map(|shard| self.load(shard).boxed()).collect()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::unreachable_uploader;
+    use crate::clock::Clock;
+    use crate::digest::{Algorithm, Digest};
+    use crate::ledger::table::ShardTable;
+    use crate::metrics::Metrics;
+
+    fn upload(digest: Digest) -> BucketUpload {
+        BucketUpload {
+            digest,
+            size: 1,
+            fetched: 1,
+            used: 1,
+            uploaded: 1,
+            links: Vec::new(),
+        }
+    }
+
+    /// Uploads to shards in memory are recorded while the bucket fails; others wait until their shards are read.
+    #[tokio::test]
+    async fn uploads_are_recorded_while_the_bucket_fails() {
+        let root = tempfile::tempdir().unwrap();
+        let (uploader, store, cache) = unreachable_uploader(root.path()).await;
+        let ledger = Ledger::new(&uploader, store, None, Clock::system(), Metrics::new());
+        let queue = ledger.uploads.lock().take().unwrap();
+        let (_sender, cache) = watch::channel(cache);
+        let mut task = Task::new(Arc::clone(&ledger.shared), queue, cache);
+        let [loaded, other] = [b"a", b"b"].map(|content| Digest::compute(Algorithm::Sha256, content));
+        let shard = Shard::of_blob(&loaded).index();
+        *ledger.shared.slot(shard).lock() = Some(ShardTable::default());
+        task.uploads = vec![upload(loaded.clone()), upload(other.clone())];
+        task.record_loaded();
+        let waiting: Vec<_> = task.uploads.iter().map(|upload| &upload.digest).collect();
+        assert_eq!(waiting, [&other]);
+        let slot = ledger.shared.slot(shard).lock();
+        assert!(slot.as_ref().unwrap().get(&loaded).is_some());
     }
 }
