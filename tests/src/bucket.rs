@@ -1,5 +1,8 @@
-//! A real object store with the S3 API, versitygw, behind a proxy that logs each request and fails on demand.
+//! Real object stores: versitygw with the API of S3, gofakes3 with that of Google Cloud Storage, and azurite with that of
+//! Azure. A proxy in front of the first two logs each request and fails on demand.
 
+mod azure;
+mod google;
 mod proxy;
 
 use std::io;
@@ -7,6 +10,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub use azure::AzureStore;
+pub use google::GoogleStore;
 pub use proxy::{Fault, Seen};
 
 use crate::process::{Daemon, StartError, command};
@@ -31,6 +36,12 @@ pub enum Error {
     Program(#[from] binaries::Error),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(
+        "AZURITE is not set: install azurite 3.37 from npm, and set it to node_modules/azurite/dist/src/blob/main.js"
+    )]
+    NoAzurite,
+    #[error("the store refused to make a container: {0}")]
+    Refused(String),
 }
 
 /// A running object store with one empty bucket; ended when dropped.

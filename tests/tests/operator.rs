@@ -45,6 +45,8 @@ mod node_files;
 mod nodes;
 #[path = "operator/object_store.rs"]
 mod object_store;
+#[path = "operator/object_store_clouds.rs"]
+mod object_store_clouds;
 #[path = "operator/pages.rs"]
 mod pages;
 #[path = "operator/platform.rs"]

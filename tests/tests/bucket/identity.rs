@@ -9,10 +9,10 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
 use http::StatusCode;
 use parking_lot::Mutex;
-use testbed::bucket::{ACCESS_KEY, SECRET_KEY};
+use testbed::bucket::{ACCESS_KEY, BUCKET, GoogleStore, SECRET_KEY};
 use testbed::wait;
 
-use crate::clouds::start_gofakes3;
+use crate::clouds::{LAST_LINK, until_uploaded};
 use crate::place::{LIMIT, Mirror, Place};
 use crate::process::MirrorProcess;
 
@@ -214,21 +214,17 @@ async fn anonymous_requests_have_no_signature() {
     let is_denied = || async { (denied.status().await["state"] == "Denied").then_some(()) };
     wait::until("denial", LIMIT, is_denied).await.expect("a denial");
 
-    let (_store, address, log) = start_gofakes3(&place).await;
-    let keys =
-        format!("bucket: bucket, regionendpoint: 'http://{address}', credentials: {{type: Anonymous}}");
+    let store = GoogleStore::start().await.expect("a store");
+    let keys = format!(
+        "bucket: {BUCKET}, regionendpoint: '{}', credentials: {{type: Anonymous}}",
+        store.url()
+    );
     let start = async |place: &Place, tier: &str| {
         Mirror::start(&place.configuration(tier, &keys, "cache: {maxsize: 1Gi}")).await
     };
     let first = start(&place, "first").await;
     place.pull(&first, "pulled-1").await;
-    let uploaded = || async {
-        let log = std::fs::read_to_string(&log).unwrap_or_default();
-        (first.status().await["pendingUploads"] == 0 && log.contains("tags/1/current/link")).then_some(())
-    };
-    wait::until("end of the uploads", LIMIT, uploaded)
-        .await
-        .expect("they end");
+    until_uploaded(&first, || store.has_stored(LAST_LINK)).await;
     place.upstream.go_down();
     let second = start(&place, "second").await;
     place.pull(&second, "pulled-2").await;

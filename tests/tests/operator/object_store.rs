@@ -21,16 +21,16 @@ use crate::bench::{Bench, push_one, soon};
 use crate::pods::{address, admin, is_ready, kubelet, pods, restarts};
 
 /// A mirror `hub` in front of a bucket, with its parts.
-struct Stage {
-    bench: Bench,
+pub(crate) struct Stage {
+    pub(crate) bench: Bench,
     kubelet: FakeKubelet,
     store: ObjectStore,
-    upstream: Upstream,
+    pub(crate) upstream: Upstream,
     scratch: Scratch,
 }
 
 impl Stage {
-    async fn start(name: &str) -> Self {
+    pub(crate) async fn start(name: &str) -> Self {
         let bench = Bench::start(name).await;
         let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
         push_one(&upstream, 11).await;
@@ -52,7 +52,7 @@ impl Stage {
     }
 
     /// Returns a spec with these fields of the bucket.
-    fn spec(&self, fields: &Value) -> Value {
+    pub(crate) fn spec(&self, fields: &Value) -> Value {
         let mut s3 = json!({"bucket": BUCKET, "endpoint": self.store.url()});
         let fields = fields.as_object().unwrap().clone();
         s3.as_object_mut().unwrap().extend(fields);
@@ -65,7 +65,7 @@ impl Stage {
         })
     }
 
-    async fn ready_pod(&self) -> Pod {
+    pub(crate) async fn ready_pod(&self) -> Pod {
         soon("ready Pod", async || {
             pods(&self.bench).await.into_iter().find(is_ready)
         })
@@ -73,7 +73,7 @@ impl Stage {
     }
 
     /// Pulls the image through a Pod, and returns its digest.
-    async fn pull(&self, pod: &Pod, into: &str) -> String {
+    pub(crate) async fn pull(&self, pod: &Pod, into: &str) -> String {
         let registry = Registry::open(SocketAddr::new(address(pod).parse().unwrap(), 5000));
         let into = self.scratch.path().join(into);
         skopeo::pull(&registry, "team/app:one", &into).await.unwrap();
@@ -97,7 +97,7 @@ impl Stage {
     }
 
     /// Waits for a message of `StorageReady`.
-    async fn until_storage(&self, status: &str, reason: Reason) -> String {
+    pub(crate) async fn until_storage(&self, status: &str, reason: Reason) -> String {
         let condition = self
             .bench
             .until_hub(ConditionType::StorageReady, status, reason)
