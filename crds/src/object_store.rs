@@ -17,7 +17,11 @@ use crate::{rules, schema, upstream::CaBundleReference};
     validation = Rule::new("[has(self.s3), has(self.gcs), has(self.azure)].filter(isSet, isSet).size() == 1")
         .message("must have exactly one of s3, gcs and azure: set one, and remove the others"),
     validation = no_bundle_without_https(),
-    validation = no_redirect_without_signature()
+    validation = no_redirect_without_signature(),
+    validation = Rule::new("!has(self.gcs) || !has(self.redirect) || !has(self.redirect.endpoint)")
+        .message("must not be set with gcs, whose signatures name the store: remove it")
+        .field_path(".redirect.endpoint")
+        .reason(Reason::FieldValueForbidden)
 )]
 pub struct ObjectStore {
     /// A bucket of Amazon S3, or of a store with its API.
@@ -221,7 +225,7 @@ pub enum BucketCredentialsType {
 #[serde(rename_all = "camelCase")]
 pub struct BucketRedirect {
     /// `Never`, or `Large`: clients that request a blob of at least minSize are redirected to the bucket, by a URL that is
-    /// valid for a minute. Only s3 has redirects.
+    /// valid for a minute. The keys of a Secret sign it, or with s3 a workload identity.
     #[serde(default)]
     pub mode: BucketRedirectMode,
 
@@ -231,7 +235,8 @@ pub struct BucketRedirect {
     #[schemars(schema_with = "schema::quantity")]
     pub min_size: Option<Quantity>,
 
-    /// The URL of the store for clients: `http://` or `https://`, host, optional port. Absent: that of the servers.
+    /// The URL of the store for clients: `http://` or `https://`, host, optional port. Absent: that of the servers. Not with
+    /// gcs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = rules::store_url())]
@@ -305,9 +310,9 @@ fn no_bundle_without_https() -> Rule {
 fn no_redirect_without_signature() -> Rule {
     Rule::new(
         "!has(self.redirect) || self.redirect.mode != 'Large' \
-         || (has(self.s3) && self.credentials.type != 'Anonymous')",
+         || self.credentials.type == 'Secret' || (has(self.s3) && self.credentials.type == 'WorkloadIdentity')",
     )
-    .message("Large needs s3, and credentials of type Secret or WorkloadIdentity, which sign URLs: use Never")
+    .message("Large needs credentials that sign URLs, of type Secret, or with s3 WorkloadIdentity: use Never")
     .field_path(".redirect.mode")
     .reason(Reason::FieldValueForbidden)
 }

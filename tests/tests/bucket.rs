@@ -21,6 +21,8 @@ mod place;
 mod process;
 #[path = "bucket/redirects.rs"]
 mod redirects;
+#[path = "bucket/redirects_clouds.rs"]
+mod redirects_clouds;
 #[path = "bucket/replicas.rs"]
 mod replicas;
 #[path = "bucket/takeover.rs"]

@@ -3,6 +3,7 @@
 mod azure;
 mod gcs;
 mod s3;
+mod signer;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::objects::{FIRST_LINK, OWN, first_link};
 use crate::config::bucket::{BucketSettings, CredentialsType, Provider, S3};
 use crate::store::Link;
 use crate::tls::TrustedCertificates;
+use signer::RedirectSigner;
 
 /// A client of the store, built for one version of the credentials.
 pub(super) struct Client {
@@ -34,7 +36,7 @@ struct Stores {
     lists: Arc<dyn PaginatedListStore>,
     multipart: Arc<dyn MultipartStore>,
     /// The signer of URLs for clients, if the settings have redirects.
-    signer: Option<Arc<dyn Signer>>,
+    signer: Option<RedirectSigner>,
     /// With S3 and credentials: the signer and the HTTP client of the listing of uploads.
     uploads: Option<(Arc<dyn Signer>, reqwest::Client)>,
 }
@@ -112,7 +114,7 @@ impl Client {
         let stores = match &bucket.provider {
             Provider::S3(settings) => s3::stores(bucket, settings, credentials, &connector)?,
             Provider::Gcs { .. } => gcs::stores(bucket, credentials, connector)?,
-            Provider::Azure(settings) => azure::stores(bucket, settings, credentials, connector)?,
+            Provider::Azure(settings) => azure::stores(bucket, settings, credentials, &connector)?,
         };
         let mut hasher = DefaultHasher::new();
         (&files.credentials, &files.authorities).hash(&mut hasher);
@@ -139,8 +141,8 @@ impl Client {
     }
 
     /// Returns the signer of URLs for clients, if the settings have redirects.
-    pub(super) fn signer(&self) -> Option<&dyn Signer> {
-        self.stores.signer.as_deref()
+    pub(super) fn signer(&self) -> Option<&RedirectSigner> {
+        self.stores.signer.as_ref()
     }
 
     /// Returns a hash of the files that the client was built from.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use http::Method;
 
 use super::error::Error;
 use super::read::PATIENCE;
@@ -30,7 +29,7 @@ impl Bucket {
         }
         let keys = self.keys(WaitLimit::Short).await.ok()?;
         let (key, client) = (keys.data(digest), self.client.load_full());
-        let signed = client.signer()?.signed_url(Method::GET, &key, VALID);
+        let signed = client.signer()?.sign(&key, VALID);
         match tokio::time::timeout(PATIENCE, signed).await {
             Ok(Ok(url)) => Some(Secret::new(url)),
             Ok(Err(error)) => {

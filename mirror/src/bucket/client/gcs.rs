@@ -2,14 +2,20 @@
 
 use std::sync::Arc;
 
-use object_store::gcp::{GcpCredential, GcpSigningCredential, GoogleCloudStorageBuilder};
+use object_store::gcp::{
+    GcpCredential, GcpSigningCredential, GcpSigningCredentialProvider, GoogleCloudStorageBuilder,
+    ServiceAccountKey,
+};
 use object_store::{ClientOptions, StaticCredentialProvider};
+use serde::Deserialize;
 
+use super::signer::RedirectSigner;
 use super::{Stores, no_identity, no_retries, unusable_key};
 use crate::bucket::connector::Connector;
 use crate::bucket::error::BucketError;
 use crate::bucket::identity;
 use crate::config::bucket::{BucketSettings, CredentialsType, Provider};
+use crate::secret::Secret;
 
 /// Creates the client.
 ///
@@ -26,6 +32,10 @@ pub(super) fn stores(
     let builder = match bucket.credentials {
         CredentialsType::Secret => {
             let key = credentials.map_or_else(|| inline_key(bucket), str::to_owned);
+            let builder = match &bucket.redirect {
+                None => builder,
+                Some(_) => builder.with_signing_credentials(signature(bucket, &key)?),
+            };
             builder
                 .with_client_options(ClientOptions::new().with_allow_http(key.contains("\"http://")))
                 .with_service_account_key(key)
@@ -45,8 +55,11 @@ pub(super) fn stores(
     Ok(Stores {
         objects: built.clone(),
         lists: built.clone(),
+        signer: bucket
+            .redirect
+            .as_ref()
+            .map(|_| RedirectSigner::new(built.clone())),
         multipart: built,
-        signer: None,
         uploads: None,
     })
 }
@@ -60,6 +73,27 @@ fn inline_key(bucket: &BucketSettings) -> String {
         .iter()
         .map(|(key, value)| (key.clone(), value.expose().into()));
     serde_json::Value::Object(plain.collect()).to_string()
+}
+
+/// The part of the key of a service account that signs.
+#[derive(Deserialize)]
+struct SigningKey {
+    client_email: String,
+    private_key: Secret,
+}
+
+/// Returns the private key of a service account, which signs URLs without a request to the cloud.
+///
+/// # Errors
+/// The key has none.
+fn signature(bucket: &BucketSettings, key: &str) -> Result<GcpSigningCredentialProvider, BucketError> {
+    let failed = "the JSON key of the service account, whose client_email and private_key sign URLs,";
+    let key: SigningKey = serde_json::from_str(key).map_err(|_| unusable_key(bucket, failed))?;
+    let private = ServiceAccountKey::from_pem(key.private_key.expose().as_bytes());
+    Ok(Arc::new(StaticCredentialProvider::new(GcpSigningCredential {
+        email: key.client_email,
+        private_key: Some(private.map_err(|_| unusable_key(bucket, failed))?),
+    })))
 }
 
 /// Returns signing credentials that sign nothing: without them the crate would ask the metadata server for an email.

@@ -6,6 +6,7 @@ use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
 use object_store::{ClientOptions, StaticCredentialProvider};
 use url::Url;
 
+use super::signer::RedirectSigner;
 use super::{Stores, credentials_key, invalid, lacking, no_identity, no_retries};
 use crate::bucket::connector::Connector;
 use crate::bucket::credentials::CredentialsFile;
@@ -40,7 +41,10 @@ pub(super) fn stores(
     let store = build(s3.endpoint.as_ref())?;
     let signer = match &bucket.redirect {
         None => None,
-        Some(redirect) => Some(build(redirect.endpoint.as_ref().or(s3.endpoint.as_ref()))? as _),
+        Some(redirect) => {
+            let store = build(redirect.endpoint.as_ref().or(s3.endpoint.as_ref()))?;
+            Some(RedirectSigner::new(store))
+        }
     };
     let uploads = (bucket.credentials != CredentialsType::Anonymous)
         .then(|| (Arc::clone(&store) as _, connector.client()));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::{BucketSettings, CredentialsType, Provider, endpoint};
+use super::{AzureCredential, BucketSettings, CredentialsType, Provider, endpoint};
 use crate::config::overlay::Overlay;
 use crate::config::{Error, file};
 
@@ -50,17 +50,16 @@ pub(super) fn settings(
         }
         (Some(RedirectMode::Large), false) => {}
     }
-    match bucket {
-        None => return invalid("Large needs a bucket: configure storage.s3, or set Never"),
-        Some(bucket) if !matches!(bucket.provider, Provider::S3(_)) => {
-            return invalid("Large is supported with storage.s3 only: set Never");
-        }
-        Some(bucket) if bucket.credentials == CredentialsType::Anonymous => {
-            return invalid(
-                "Large needs credentials that sign URLs, and storage.s3.credentials.type is Anonymous: set Never",
-            );
-        }
-        Some(_) => {}
+    let Some(bucket) = bucket else {
+        return invalid(
+            "Large needs a bucket: configure storage.s3, storage.gcs or storage.azure, or set Never",
+        );
+    };
+    if !can_sign(bucket) {
+        return invalid(
+            "Large needs credentials that sign URLs: the keys of S3 or its workload identity, the JSON key of a service \
+             account of Google Cloud, or the key of a storage account of Azure: configure them, or set Never",
+        );
     }
     let own = redirect.endpoint.as_deref().filter(|text| !text.is_empty());
     let s3 = storage.s3.as_ref();
@@ -70,10 +69,29 @@ pub(super) fn settings(
         (None, Some(text)) => Some(endpoint(text, "storage.s3.redirectendpoint")?),
         (None, None) => None,
     };
+    if endpoint.is_some() && matches!(bucket.provider, Provider::Gcs { .. }) {
+        return Err(Error::invalid(
+            "storage.redirect.endpoint",
+            "must not be set with storage.gcs, whose signatures name the store: remove it",
+        ));
+    }
     Ok(Some(RedirectSettings {
         min_size: redirect.min_size.map_or(LARGE, |size| size.0),
         endpoint,
     }))
+}
+
+/// Returns true if the credentials of a bucket sign URLs without a request to the cloud.
+fn can_sign(bucket: &BucketSettings) -> bool {
+    match (&bucket.provider, bucket.credentials) {
+        (_, CredentialsType::Anonymous) => false,
+        (Provider::S3(_), _) => true,
+        (Provider::Gcs { .. }, kind) => kind == CredentialsType::Secret,
+        (Provider::Azure(azure), kind) => {
+            let is_key = !matches!(azure.credential, Some(AzureCredential::Client { .. }));
+            kind == CredentialsType::Secret && is_key
+        }
+    }
 }
 
 #[cfg(test)]
@@ -103,6 +121,14 @@ mod tests {
         Some((settings.min_size, settings.endpoint.map(String::from)))
     }
 
+    /// A key that signs redirects clients to any store.
+    #[test_case("gcs: {bucket: b, keyfile: /k}"; "google")]
+    #[test_case("azure: {accountname: a, container: c, accountkey: k}"; "azure")]
+    #[test_case("azure: {accountname: a, container: c, credentialsfile: /k}"; "a file of azure")]
+    fn store_with_a_signing_key_has_redirects(driver: &str) {
+        assert!(parsed("{mode: Large}", driver).unwrap().is_some());
+    }
+
     /// Distribution's key for the public address has the same meaning.
     #[test]
     fn redirect_endpoint_of_distribution_is_read() {
@@ -114,8 +140,10 @@ mod tests {
     /// A mistake names its key.
     #[test_case("{mode: Large, disable: true}", S3 => "storage.redirect.mode"; "a contradiction")]
     #[test_case("{mode: Large}", "filesystem: {}" => "storage.redirect.mode"; "no bucket")]
-    #[test_case("{mode: Large}", "gcs: {bucket: b, keyfile: /k}" => "storage.redirect.mode"; "another store")]
-    #[test_case("{mode: Large}", "azure: {accountname: a, container: c, accountkey: k}" => "storage.redirect.mode"; "azure")]
+    #[test_case("{mode: Large}", "gcs: {bucket: b, credentials: {type: WorkloadIdentity}}" => "storage.redirect.mode"; "a workload identity of Google")]
+    #[test_case("{mode: Large, endpoint: 'https://s3.example'}", "gcs: {bucket: b, keyfile: /k}" => "storage.redirect.endpoint"; "a name of Google")]
+    #[test_case("{mode: Large}", "azure: {accountname: a, container: c, credentials: {type: WorkloadIdentity}}" => "storage.redirect.mode"; "a workload identity of Azure")]
+    #[test_case("{mode: Large}", "azure: {accountname: a, container: c, credentials: {type: client_secret, clientid: c, tenantid: t, secret: s}}" => "storage.redirect.mode"; "an application of Azure")]
     #[test_case("{mode: Large}", "s3: {bucket: b, region: r, credentials: {type: Anonymous}}" => "storage.redirect.mode"; "no signature")]
     #[test_case("{mode: Large, endpoint: s3.example}", S3 => "storage.redirect.endpoint"; "no URL")]
     fn redirect_mistakes_name_the_key(redirect: &str, driver: &str) -> String {
