@@ -389,6 +389,7 @@ pub(super) mod tests {
         let options = StoreOptions {
             default_host: host.clone(),
             max_size: None,
+            pinned: config::Globs::default(),
             readonly: false,
             clock: Clock::system(),
             metrics: Metrics::new(),
