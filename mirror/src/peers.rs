@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -38,9 +38,9 @@ pub(crate) use shard::Shard;
 use crate::clock::Clock;
 use crate::config::{PeerSettings, Proxy, Upstream};
 use crate::digest::{Algorithm, Digest};
-use hello::{Hello, HelloState};
+use hello::{Hello, HelloState, SENDER};
 use keys::PeerKeys;
-use membership::ResolvedEntries;
+use membership::{Hellos, ResolvedEntries};
 
 /// The most requests to one peer at a time.
 pub(crate) const PER_PEER: usize = 128;
@@ -61,6 +61,7 @@ pub(crate) struct Fleet {
     client: ArcSwap<reqwest::Client>,
     members: ArcSwap<Vec<Arc<Member>>>,
     resolved: Mutex<ResolvedEntries>,
+    hellos: Mutex<Hellos>,
     /// A hash of the upstreams: members with other ones are not asked.
     upstreams: ArcSwap<String>,
     is_serving: AtomicBool,
@@ -94,6 +95,7 @@ impl Fleet {
             client,
             members: ArcSwap::default(),
             resolved: Mutex::default(),
+            hellos: Mutex::default(),
             upstreams: ArcSwap::from_pointee(upstreams_hash(proxy)),
             is_serving: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
@@ -125,9 +127,10 @@ impl Fleet {
         is_read
     }
 
-    /// Lets other members choose this one no more; it still answers.
+    /// Lets other members choose this one no more, and says so to them at once; it still answers.
     pub(crate) fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
     }
 
     /// Uses the upstreams of a new configuration.
@@ -146,8 +149,27 @@ impl Fleet {
         self.keys.verify(authorization, method, target)
     }
 
-    /// Returns the answer to `GET /peer/v1/hello`.
-    pub(crate) fn hello(&self) -> String {
+    /// Returns the answer to `GET /peer/v1/hello`. A sender that has come, restarted or begun to drain is asked for its own
+    /// hello at once: members that see each other alike ask the upstream once.
+    pub(crate) fn answer_hello(&self, request: &HeaderMap) -> String {
+        let sender = request.get(SENDER);
+        if let Some(hello) = sender.and_then(|sender| Hello::parse(sender.as_bytes()))
+            && hello.id != self.id
+            && self.is_changed(&hello)
+        {
+            self.wake.notify_one();
+        }
+        self.hello().to_json()
+    }
+
+    fn is_changed(&self, sender: &Hello) -> bool {
+        let is_missed = |member: &Arc<Member>| member.is_missed(&sender.id);
+        let has_changed = self.hellos.lock().record(&sender.id, sender.state);
+        has_changed || self.members.load().iter().any(is_missed)
+    }
+
+    /// Returns the hello of this member.
+    fn hello(&self) -> Hello {
         let state = if self.is_draining.load(Ordering::Relaxed) {
             HelloState::Draining
         } else if self.is_serving.load(Ordering::Relaxed) {
@@ -155,7 +177,7 @@ impl Fleet {
         } else {
             HelloState::Starting
         };
-        Hello::new(self.id.clone(), state, self.upstreams.load().to_string()).to_json()
+        Hello::new(self.id.clone(), state, self.upstreams.load().to_string())
     }
 
     /// Returns the other members, for `/status`.
@@ -208,4 +230,46 @@ fn upstreams_hash(proxy: &Proxy) -> String {
     let lines: Vec<_> = proxy.upstreams.iter().map(line).collect();
     let text = lines.join("\n");
     Digest::compute(Algorithm::Sha256, text.as_bytes()).hex()[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::config::file::File;
+
+    fn fleet() -> Arc<Fleet> {
+        crate::tls::provider();
+        let yaml = "{proxy: {remoteurl: 'https://a.example'}, peers: {addr: ':1', secretfile: /none, addresses: ['h:1']}}";
+        let config = Config::new(&File::parse(yaml).unwrap()).unwrap();
+        let settings = config.peers.unwrap();
+        Fleet::new(settings, &config.proxy, "own".into(), Clock::system()).unwrap()
+    }
+
+    /// The hello of a member in another state than before, or of one that is missed, makes this one ask all members for
+    /// theirs at once.
+    #[test]
+    fn hello_with_a_change_is_followed_by_hellos() {
+        let (fleet, now) = (fleet(), Timestamp::now());
+        let member = Arc::new(Member::new("127.0.0.1:1".parse().unwrap(), "h".into(), now));
+        fleet.members.store(Arc::new(vec![Arc::clone(&member)]));
+        member.on_hello("other".into(), member::MemberState::Serving, now);
+        let is_woken = |id: &str, state| {
+            let headers = Hello::new(id.into(), state, String::new()).to_headers();
+            fleet.answer_hello(&headers);
+            fleet.wake.notified().now_or_never().is_some()
+        };
+        assert!(is_woken("other", HelloState::Serving) && !is_woken("other", HelloState::Serving));
+        assert!(is_woken("other", HelloState::Draining) && is_woken("other", HelloState::Serving));
+        member.suspect_until_hello(now);
+        assert!(is_woken("other", HelloState::Serving));
+        assert!(!is_woken("own", HelloState::Draining));
+        fleet.answer_hello(&HeaderMap::new());
+        assert!(fleet.wake.notified().now_or_never().is_none());
+        fleet.drain();
+        assert!(fleet.wake.notified().now_or_never().is_some());
+    }
 }

@@ -35,7 +35,8 @@ pub(super) fn hello(fleet: &Fleet, request: &Parts) -> Option<EndpointResponse> 
     if request.uri.path() != HELLO_PATH || request.method != Method::GET {
         return None;
     }
-    let mut response = Response::new(Body::from(fleet.hello()));
+    let hello = fleet.answer_hello(&request.headers);
+    let mut response = Response::new(Body::from(hello));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     Some(EndpointResponse::plain(response))

@@ -107,10 +107,12 @@ impl Fleet {
 
     pub(super) fn on_error(&self, member: &Member, error: &PeerError) {
         tracing::debug!(address = %member.address, %error, "a peer was asked in vain");
-        if matches!(error, PeerError::Failed(_) | PeerError::Refused(_)) {
-            member.suspect(self.clock.now());
-            self.wake.notify_one();
+        match error {
+            PeerError::Failed(_) | PeerError::Refused(_) => member.suspect(self.clock.now()),
+            PeerError::NotListening => member.suspect_until_hello(self.clock.now()),
+            _ => return,
         }
+        self.wake.notify_one();
     }
 
     async fn blob(

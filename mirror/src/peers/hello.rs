@@ -1,11 +1,15 @@
 //! `GET /peer/v1/hello`: a member says what it is.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 /// The path of the hello.
 pub(crate) const HELLO_PATH: &str = "/peer/v1/hello";
 /// The version of the protocol between peers.
 pub(super) const PROTOCOL: u32 = 1;
+
+/// The hello of the sender, in the header of its request for that of another member.
+pub(super) const SENDER: HeaderName = HeaderName::from_static("mirror-hello");
 
 /// The answer to a hello.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +53,12 @@ impl Hello {
     /// Returns the body of the answer.
     pub(super) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Returns the header of a request for the hello of another member.
+    pub(super) fn to_headers(&self) -> HeaderMap {
+        let value = HeaderValue::try_from(self.to_json()).ok();
+        value.into_iter().map(|value| (SENDER, value)).collect()
     }
 
     /// Parses the body of an answer; ids and hashes that are longer than this program makes them are refused.

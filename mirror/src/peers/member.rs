@@ -29,7 +29,7 @@ pub(crate) enum MemberState {
     Serving,
     /// It ends once its requests have ended.
     Draining,
-    /// A request did not reach it, or a hello failed: it is asked again after 5 s.
+    /// A request or a hello failed: it is asked again after 5 s, or after its next hello if nothing listened at its address.
     Suspect,
     /// It does not answer.
     Unreachable,
@@ -261,6 +261,26 @@ impl Member {
         self.leave_alone(MemberState::Suspect, SUSPECTED, now);
     }
 
+    /// Leaves a member alone until its next hello, as nothing listened at its address: the others may have noticed nothing
+    /// by the time at which it has restarted.
+    pub(super) fn suspect_until_hello(&self, now: Timestamp) {
+        let mut facts = self.facts.lock();
+        if matches!(facts.state, MemberState::Serving | MemberState::Draining) {
+            facts.set(MemberState::Suspect, now);
+        }
+    }
+
+    /// Returns whether the member has this id, and is taken for lost or not known yet, though nothing but its next hello
+    /// is missing.
+    pub(super) fn is_missed(&self, id: &str) -> bool {
+        let facts = self.facts.lock();
+        let is_lost = matches!(
+            facts.state,
+            MemberState::Unknown | MemberState::Suspect | MemberState::Unreachable
+        );
+        facts.id == id && is_lost && facts.not_before.is_none_or(|time| time <= Instant::now())
+    }
+
     /// Leaves a member alone for 5 min, as it sent wrong bytes.
     pub(super) fn exclude(&self, now: Timestamp) {
         self.leave_alone(MemberState::Excluded, EXCLUDED, now);
@@ -307,6 +327,26 @@ mod tests {
             (member.id_if_serving(), member.report().state),
             (None, "excluded")
         );
+    }
+
+    /// A member at whose address nothing listened is asked again after its next hello, and one that failed otherwise is not.
+    #[test]
+    fn refused_connection_lasts_until_hello() {
+        let (member, now) = (member(), Timestamp::now());
+        let mut states = Vec::new();
+        let mut hello = |member: &Member| {
+            member.on_hello("id".into(), MemberState::Serving, now);
+            states.push(member.report().state);
+        };
+        hello(&member);
+        member.suspect_until_hello(now);
+        assert!(member.id_if_serving().is_none() && member.is_missed("id") && !member.is_missed("other"));
+        hello(&member);
+        member.suspect(now);
+        member.suspect_until_hello(now);
+        assert!(!member.is_missed("id"));
+        hello(&member);
+        assert_eq!(states, ["serving", "serving", "suspect"]);
     }
 
     /// Requests for content of one upstream leave places for that of others, and hellos have their own.

@@ -48,6 +48,24 @@ impl ResolvedEntries {
     }
 }
 
+/// The states of the members in their last hellos, by id.
+#[derive(Default)]
+pub(super) struct Hellos(HashMap<String, HelloState>);
+
+impl Hellos {
+    /// Records the state that a member announces. Returns whether it announced another one before, or none.
+    pub(super) fn record(&mut self, id: &str, state: HelloState) -> bool {
+        if self.0.get(id) == Some(&state) {
+            return false;
+        }
+        if self.0.len() >= MAX_MEMBERS {
+            self.0.clear();
+        }
+        self.0.insert(id.to_owned(), state);
+        true
+    }
+}
+
 impl Fleet {
     pub(super) async fn follow_members(&self) {
         let started = Instant::now();
@@ -124,6 +142,7 @@ impl Fleet {
         let request = PeerRequest {
             limit: MAX_HELLO,
             kind: PeerRequestKind::Hello,
+            headers: self.hello().to_headers(),
             ..PeerRequest::get(HELLO_PATH.to_owned())
         };
         let answer = timeout(PATIENCE, self.document(member, request)).await;
@@ -164,6 +183,17 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A member's state is a change once, and the number of members whose states are kept is bounded.
+    #[test]
+    fn state_in_hello_is_a_change_once() {
+        let mut hellos = Hellos::default();
+        let mut record = |id: usize, state| hellos.record(&id.to_string(), state);
+        assert!(record(0, HelloState::Serving) && !record(0, HelloState::Serving));
+        assert!(record(0, HelloState::Draining) && record(0, HelloState::Serving));
+        assert!((1..1000).all(|id| record(id, HelloState::Serving)));
+        assert!(hellos.0.len() <= MAX_MEMBERS);
+    }
 
     /// Members of a name that has no address any more stay for 2 min, and again after it had one.
     #[test]

@@ -1,5 +1,7 @@
 //! Requests to a peer: authorized, bounded in number and in time, never redirected.
 
+use std::error::Error as StdError;
+use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -74,6 +76,9 @@ pub(super) enum PeerError {
     /// No answer.
     #[error("the peer does not answer: {0}")]
     Failed(String),
+    /// Its address refuses connections: it ended, or has not started yet.
+    #[error("nothing listens at the address of the peer")]
+    NotListening,
     /// The peer lives, and its answer takes too long.
     #[error("the peer gave no header in time")]
     Slow,
@@ -192,6 +197,7 @@ impl Fleet {
                 tracing::debug!(address = %member.address, error = describe(error), "TLS with a peer failed");
                 Err(PeerError::Refused(RefusalCause::Tls))
             }
+            Ok(Some(Err(error))) if is_connection_refused(&error) => Err(PeerError::NotListening),
             Ok(Some(Err(error))) => Err(PeerError::Failed(describe(error))),
             Ok(None) => Err(PeerError::Failed("it is lost".to_owned())),
             Err(_) => Err(PeerError::Slow),
@@ -264,4 +270,13 @@ impl Fleet {
         drop(place);
         Ok(body.freeze())
     }
+}
+
+/// Returns whether the address that a request was for refuses connections.
+fn is_connection_refused(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
+    })
 }
