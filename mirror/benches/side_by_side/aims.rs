@@ -13,7 +13,7 @@ pub(crate) enum Aim {
     AtMost(f64),
 }
 
-const AIMS: [(&str, Aim); 73] = [
+const AIMS: [(&str, Aim); 75] = [
     ("M1 100 MiB blob, 1 connections, GiB/s", Aim::Times(1.0)),
     ("M1 100 MiB blob, 1 connections, CPU s/GiB", Aim::AtMostTimes(1.2)),
     ("M1 100 MiB blob, 8 connections, GiB/s", Aim::Times(1.0)),
@@ -197,7 +197,15 @@ const AIMS: [(&str, Aim); 73] = [
         "fleet: 100 MiB blob of the bucket, times Distribution",
         Aim::AtLeast(2.0),
     ),
+    (
+        "fleet: 100 MiB blob of the bucket, times a verified copy",
+        Aim::AtLeast(0.8),
+    ),
     ("fleet: 100 MiB blob of a peer, GiB/s", Aim::Times(0.8)),
+    (
+        "fleet: 100 MiB blob of a peer, times a verified copy",
+        Aim::AtLeast(0.8),
+    ),
     (
         "fleet: 100 MiB blob of a peer, first byte ms later",
         Aim::AtMost(5.0),

@@ -12,6 +12,8 @@ mod streams;
 
 use std::io;
 
+use clap::ValueEnum;
+
 use crate::content::Content;
 use crate::report::Report;
 use crate::servers::{DISTRIBUTION_3, OURS, Server, Site};
@@ -27,6 +29,53 @@ const FRESH: &str = "tagttl: 1h";
 /// A part of the bench, for one kind of server.
 type Part = fn(&Fleet<'_>, Kind, &mut Report) -> io::Result<()>;
 
+/// The parts of the bench that a developer can choose.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FleetPart {
+    Requests,
+    Herds,
+    Faults,
+    Throughput,
+    Roll,
+    Peers,
+}
+
+const PARTS: [(&str, FleetPart, Part); 11] = [
+    (
+        "hits of the local tier",
+        FleetPart::Requests,
+        requests::local_hits,
+    ),
+    (
+        "hits of the bucket tier",
+        FleetPart::Requests,
+        requests::bucket_hits,
+    ),
+    ("cold blobs", FleetPart::Requests, requests::cold_blobs),
+    ("tags", FleetPart::Requests, requests::tags),
+    ("herds", FleetPart::Herds, herds::herds),
+    ("killed replica", FleetPart::Herds, herds::killed_replica),
+    ("faults of the bucket", FleetPart::Faults, faults::faults),
+    ("warm layers", FleetPart::Throughput, streams::warm_layers),
+    (
+        "layers of the bucket",
+        FleetPart::Throughput,
+        streams::bucket_layers,
+    ),
+    ("a roll under load", FleetPart::Roll, roll::roll),
+    ("layers of peers", FleetPart::Peers, streams::peer_layers),
+];
+
+impl FleetPart {
+    /// Returns the servers that a part measures: Distribution has no peers.
+    fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Roll | Self::Peers => &[Kind::Ours],
+            _ => &Kind::ALL,
+        }
+    }
+}
+
 /// The place of all measures: a registry, a bucket, and the number of rounds.
 struct Fleet<'a> {
     site: &'a Site<'a>,
@@ -36,12 +85,12 @@ struct Fleet<'a> {
     rounds: usize,
 }
 
-/// Measures all; what fails is noted.
+/// Measures these parts, or all if there are none; a failure is noted.
 pub(crate) fn measure(
     site: &Site<'_>,
     content: &Content,
     upstream: &Upstream,
-    rounds: usize,
+    (rounds, parts): (usize, &[FleetPart]),
     mut report: Report,
 ) -> io::Result<Report> {
     let fleet = Fleet {
@@ -51,30 +100,19 @@ pub(crate) fn measure(
         bucket: Bucket::start(site)?,
         rounds,
     };
-    let parts: [(&str, Part); 9] = [
-        ("hits of the local tier", requests::local_hits),
-        ("hits of the bucket tier", requests::bucket_hits),
-        ("cold blobs", requests::cold_blobs),
-        ("tags", requests::tags),
-        ("herds", herds::herds),
-        ("killed replica", herds::killed_replica),
-        ("faults of the bucket", faults::faults),
-        ("warm layers", streams::warm_layers),
-        ("layers of the bucket", streams::bucket_layers),
-    ];
-    for (what, part) in parts {
-        for kind in Kind::ALL {
+    for (what, of, part) in PARTS {
+        if !parts.is_empty() && !parts.contains(&of) {
+            continue;
+        }
+        for kind in of.kinds() {
             report.say(&format!("{what}: {}", kind.name()));
-            report.attempt(what, kind.name(), |report| part(&fleet, kind, report));
+            report.attempt(what, kind.name(), |report| part(&fleet, *kind, report));
             report.write()?;
         }
     }
-    report.say("a roll under load");
-    report.attempt("a roll under load", OURS, |report| roll::roll(&fleet, report));
-    report.say("layers of peers");
-    report.attempt("layers of peers", OURS, |report| {
-        streams::peer_layers(&fleet, report)
-    });
+    if !parts.is_empty() {
+        return Ok(report);
+    }
     sizes(&mut report);
     report.note_missing("fleet: ");
     Ok(report)

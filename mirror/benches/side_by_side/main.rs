@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 
 use content::Content;
+use fleet::FleetPart;
 use report::Report;
 use servers::{Server, Site};
 use upstream::Upstream;
@@ -59,9 +60,9 @@ struct Arguments {
     /// Start on this cache instead, whose index knows a million blobs.
     #[arg(long, value_name = "ROOT")]
     million: Option<PathBuf>,
-    /// Measure replicas that share a bucket instead.
-    #[arg(long)]
-    fleet: bool,
+    /// Measure replicas that share a bucket instead: all parts, or only these.
+    #[arg(long, value_name = "PART", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    fleet: Option<Vec<FleetPart>>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -100,13 +101,13 @@ fn main() -> io::Result<()> {
         day::replay(&site, &content, &upstream, Report::new(&directory, "day"))
     } else if let Some(root) = &arguments.million {
         million::measure(&site, &content, root, Report::new(&directory, "million"))
-    } else if arguments.fleet {
+    } else if let Some(parts) = &arguments.fleet {
         let rounds = arguments.rounds.unwrap_or(if arguments.quick { 1 } else { 5 });
         fleet::measure(
             &site,
             &content,
             &upstream,
-            rounds,
+            (rounds, parts),
             Report::new(&directory, "fleet"),
         )?
     } else {

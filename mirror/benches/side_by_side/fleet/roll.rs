@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -14,6 +15,8 @@ const CLIENTS: usize = 8;
 const SIZE: usize = 1 << 20;
 /// The clients that want each blob, one after the other.
 const PULLS: usize = 4;
+/// The blobs that clients pull before and after each restart.
+const BETWEEN: usize = 100;
 /// The most blobs that the clients pull.
 const MAX_BLOBS: usize = 4_000;
 
@@ -30,8 +33,8 @@ struct Load<'a> {
 }
 
 /// Restarts each replica once while clients pull new blobs from the others.
-pub(super) fn roll(fleet: &Fleet<'_>, report: &mut Report) -> io::Result<()> {
-    let mut replicas = fleet.start(Kind::Ours, REPLICAS, "roll")?;
+pub(super) fn roll(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) -> io::Result<()> {
+    let mut replicas = fleet.start(kind, REPLICAS, "roll")?;
     let load = Load {
         fleet,
         paths: RwLock::default(),
@@ -51,7 +54,7 @@ pub(super) fn roll(fleet: &Fleet<'_>, report: &mut Report) -> io::Result<()> {
     let gets = fleet.upstream.take_counts().blob_gets as f64;
     let blobs = load.paths.read().len() as f64;
     let measure = format!("fleet: roll of {REPLICAS} replicas under load");
-    let mut add = |what: &str, value| report.add(&format!("{measure}, {what}"), Kind::Ours.name(), value);
+    let mut add = |what: &str, value| report.add(&format!("{measure}, {what}"), kind.name(), value);
     add("failed pulls", load.failed.load(Ordering::Relaxed) as f64);
     add("upstream GETs per blob", gets / blobs);
     add("blobs", blobs);
@@ -61,6 +64,7 @@ pub(super) fn roll(fleet: &Fleet<'_>, report: &mut Report) -> io::Result<()> {
 impl Load<'_> {
     /// Takes each replica out of the endpoints, restarts it, and puts it back.
     fn restart_each(&self, replicas: &mut Replicas) -> io::Result<()> {
+        self.until_pulled(BETWEEN);
         for index in 0..REPLICAS {
             let target = replicas.servers[index].target.clone();
             self.endpoints
@@ -68,8 +72,17 @@ impl Load<'_> {
                 .retain(|other| other.address != target.address);
             replicas.restart(index)?;
             self.endpoints.write().push(target);
+            self.until_pulled(BETWEEN);
         }
         Ok(())
+    }
+
+    /// Waits for the pulls of so many further blobs.
+    fn until_pulled(&self, blobs: usize) {
+        let end = self.next.load(Ordering::Relaxed) + blobs * PULLS;
+        while self.next.load(Ordering::Relaxed) < end.min(MAX_BLOBS * PULLS) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn run(&self) {

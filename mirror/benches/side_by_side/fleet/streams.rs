@@ -1,5 +1,6 @@
 //! Throughput: of the local tier, of the bucket, of a peer.
 
+use std::fs::{self, File};
 use std::io;
 
 use super::replicas::{Kind, Replicas};
@@ -13,6 +14,9 @@ use crate::report::Report;
 const PLAIN: &str = "no bucket, no peers";
 const DIRECT: &str = "direct";
 const LOCAL_HIT: &str = "local hit";
+/// A client that writes and hashes the bytes as a server does, and sends them no further: a server that verifies and keeps
+/// what it sends is no faster.
+const VERIFIED_COPY: &str = "a verified copy";
 const CONNECTIONS: [usize; 2] = [1, 8];
 /// The length of a measurement of hits, in seconds.
 const SECONDS: f64 = 0.25;
@@ -64,6 +68,16 @@ fn rate(took: &Took) -> f64 {
     took.bytes as f64 / GIB / took.whole.as_secs_f64()
 }
 
+/// Reads a blob as fast as the machine can verify and keep it.
+fn verified_copy(fleet: &Fleet<'_>, target: &Target, path: &str, digest: &str) -> io::Result<Took> {
+    let file = fleet.site.scratch.join("copy");
+    let took = target
+        .connect()?
+        .copy_verified(path, digest, &File::create(&file)?)?;
+    fs::remove_file(file)?;
+    Ok(took)
+}
+
 /// Measures layers that the bucket has and no local tier, next to the store itself. Distribution reads the objects that
 /// this server wrote.
 pub(super) fn bucket_layers(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) -> io::Result<()> {
@@ -91,6 +105,11 @@ pub(super) fn bucket_layers(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) 
         if kind == Kind::Ours {
             let (store, signed) = fleet.bucket.signed(prefix, digest.hex())?;
             report.add(measure, DIRECT, rate(&store.connect()?.get(&signed)?));
+            report.add(
+                measure,
+                VERIFIED_COPY,
+                rate(&verified_copy(fleet, &store, &signed, digest.as_str())?),
+            );
         }
         let took = reader.servers[0].target.connect()?.get(&path(digest))?;
         report.add(measure, kind.name(), rate(&took));
@@ -99,17 +118,29 @@ pub(super) fn bucket_layers(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) 
     if gets > 0 {
         return Err(io::Error::other(format!("{gets} layers came from the registry")));
     }
-    if let Some(times) = report.times_of(measure, Kind::Ours.name(), Kind::Distribution.name()) {
-        let measure = "fleet: 100 MiB blob of the bucket, times Distribution";
-        report.add(measure, Kind::Ours.name(), times);
+    let ours = Kind::Ours.name();
+    for (other, what) in [
+        (VERIFIED_COPY, VERIFIED_COPY),
+        (Kind::Distribution.name(), "Distribution"),
+    ] {
+        if kind == Kind::Distribution
+            && let Some(times) = report.times_of(measure, ours, other)
+        {
+            report.add(
+                &format!("fleet: 100 MiB blob of the bucket, times {what}"),
+                ours,
+                times,
+            );
+        }
     }
     Ok(())
 }
 
 /// Measures layers of a peer, next to hits of the same layers at that peer.
-pub(super) fn peer_layers(fleet: &Fleet<'_>, report: &mut Report) -> io::Result<()> {
-    let replicas = Kind::Ours.start(fleet.site, 2, "", FRESH)?;
+pub(super) fn peer_layers(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) -> io::Result<()> {
+    let replicas = kind.start(fleet.site, 2, "", FRESH)?;
     let [owner, other] = [0, 1].map(|index| replicas.servers[index].target.clone());
+    let measure = "fleet: 100 MiB blob of a peer, GiB/s";
     let mut left = fleet.rounds;
     for _ in 0..ATTEMPTS {
         let path = fleet.fresh(LAYER);
@@ -121,20 +152,21 @@ pub(super) fn peer_layers(fleet: &Fleet<'_>, report: &mut Report) -> io::Result<
         }
         let from_peer = other.connect()?.get(&path)?;
         let hit = owner.connect()?.get(&path)?;
-        report.add("fleet: 100 MiB blob of a peer, GiB/s", LOCAL_HIT, rate(&hit));
-        report.add(
-            "fleet: 100 MiB blob of a peer, GiB/s",
-            Kind::Ours.name(),
-            rate(&from_peer),
-        );
+        let copy = verified_copy(fleet, &owner, &path, &path)?;
+        report.add(measure, LOCAL_HIT, rate(&hit));
+        report.add(measure, VERIFIED_COPY, rate(&copy));
+        report.add(measure, kind.name(), rate(&from_peer));
         let later = ms(from_peer.first_byte) - ms(hit.first_byte);
         report.add(
             "fleet: 100 MiB blob of a peer, first byte ms later",
-            Kind::Ours.name(),
+            kind.name(),
             later,
         );
         left -= 1;
         if left == 0 {
+            let times = report.times_of(measure, kind.name(), VERIFIED_COPY);
+            let measure = "fleet: 100 MiB blob of a peer, times a verified copy";
+            report.add(measure, kind.name(), times.unwrap_or_default());
             return Ok(());
         }
     }
