@@ -1,5 +1,6 @@
 //! A fill: one blob on its way from upstream to the disk, read by any number of clients as it grows.
 
+mod batch;
 pub(crate) mod inflight;
 mod places;
 mod task;

@@ -6,27 +6,23 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
+use super::batch::{Batch, BatchBody};
 use super::{HELD_BACK, Phase, Progress, Repositories, link};
-use crate::block_reader;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
 use crate::origins::BlobOrigins;
 use crate::pull_error::{PullError, RequestedContent};
-use crate::store::{self, Announcement, Found, StageError, Staged, Store};
+use crate::store::{Announcement, Found, StageError, Staged, Store};
 use crate::upstream::{BlobAnswer, Error, meets_minimum};
 
 /// The number of consecutive attempts without progress after which a fill fails.
 const MAX_STALLED_ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Chunks that are ready together are written together.
-const READY: usize = 64;
 
 /// A task that runs one fill.
 pub(crate) struct FillTask {
@@ -262,38 +258,37 @@ impl FillTask {
         let contradiction = size.is_some() && answer.total.is_some() && size != answer.total;
         // A registry that ignores Range starts over; what is there already is skipped.
         let skip = staged.written().checked_sub(answer.start);
-        let (false, Some(mut skip)) = (contradiction, skip) else {
+        let (false, Some(skip)) = (contradiction, skip) else {
             return Err(contradicts());
         };
-        let mut batches = answer.body.ready_chunks(READY);
-        while let Some(batch) = batches.next().await {
-            let (chunks, trouble) = split(batch, &mut skip);
-            let length: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-            let end = staged.written() + length;
-            if size.is_some_and(|size| end > size) {
+        let mut body = BatchBody::new(answer.body, skip);
+        let mut batch = Batch::default();
+        loop {
+            body.fill(&mut batch).await;
+            let written = staged.written() + batch.length();
+            if size.is_some_and(|size| written > size) {
                 return Err(contradicts());
             }
-            if let Some(named) = self.named.filter(|named| size.is_none() && end > *named) {
+            if let Some(named) = self.named.filter(|named| size.is_none() && written > *named) {
                 let what = format!("it sends more than the {named} bytes that a manifest names");
                 return Err(Stop::Upstream(Error::Malformed { what }));
             }
-            staged = self.append(staged, chunks).await.map_err(Stop::Stage)?;
-            if trouble.is_some() {
-                return Ok((staged, trouble));
+            let Batch { chunks, end } = batch;
+            let appended = self.append(staged, chunks);
+            if let Some(end) = end {
+                return Ok((appended.await.map_err(Stop::Stage)?, end.err()));
             }
+            // The next bytes arrive while these are written.
+            let (appended, next) = body.receive_during(appended).await;
+            (staged, batch) = (appended.map_err(Stop::Stage)?, next);
         }
-        Ok((staged, None))
     }
 
     /// Writes on a thread that may block. Notifies the readers there, a thread switch earlier than from here.
-    async fn append(&self, mut staged: Staged, chunks: Vec<Bytes>) -> Result<Staged, StageError> {
+    async fn append(&self, staged: Staged, chunks: Vec<Bytes>) -> Result<Staged, StageError> {
         let progress = self.progress.clone();
-        let write = move || {
-            chunks.iter().try_for_each(|chunk| staged.append(chunk))?;
-            progress.send_modify(|progress| progress.written = staged.written());
-            Ok(staged)
-        };
-        spawn_blocking(write).await.map_err(store::Error::from)?
+        let on_written = move |written| progress.send_modify(|progress| progress.written = written);
+        staged.append_all(chunks, on_written).await
     }
 
     /// Lets the readers finish, then commits the blob.
@@ -343,55 +338,9 @@ fn ended_early(at: u64) -> Error {
     }
 }
 
-/// Returns the chunks before the first error, without the bytes to skip.
-fn split(batch: Vec<Result<Bytes, Error>>, skip: &mut u64) -> (Vec<Bytes>, Option<Error>) {
-    let mut chunks = Vec::with_capacity(batch.len());
-    for item in batch {
-        match item {
-            Ok(mut chunk) => {
-                block_reader::skip(&mut chunk, skip);
-                chunks.push(chunk);
-            }
-            Err(error) => return (chunks, Some(error)),
-        }
-    }
-    (chunks, None)
-}
-
 fn verify(mut staged: Staged) -> Result<Staged, Stop> {
     staged
         .verify()
         .map_err(|mismatch| Stop::Mismatch(mismatch.to_string()))?;
     Ok(staged)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The bytes that a blob has already are skipped, also across chunks.
-    #[test]
-    fn present_bytes_are_skipped_across_chunks() {
-        let mut skip = 5;
-        let batch = vec![
-            Ok(Bytes::from_static(b"abc")),
-            Ok(Bytes::from_static(b"defg")),
-            Ok(Bytes::from_static(b"h")),
-        ];
-        let (chunks, trouble) = split(batch, &mut skip);
-        assert_eq!((chunks.concat(), trouble, skip), (b"fgh".to_vec(), None, 0));
-    }
-
-    /// The chunks that arrive ahead of an error are kept.
-    #[test]
-    fn chunks_ahead_of_an_error_are_kept() {
-        let error = ended_early(3);
-        let batch = vec![
-            Ok(Bytes::from_static(b"abc")),
-            Err(error.clone()),
-            Ok(Bytes::from_static(b"lost")),
-        ];
-        let (chunks, trouble) = split(batch, &mut 0);
-        assert_eq!((chunks.concat(), trouble), (b"abc".to_vec(), Some(error)));
-    }
 }

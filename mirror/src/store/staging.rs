@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
+use tokio::task::spawn_blocking;
 
 use crate::digest::{Digest, Hashed, Hasher};
 use crate::name::{Host, Repository};
@@ -17,6 +19,9 @@ use crate::store::{Blob, Error, Inner, StageError, Store};
 const FIRST_STEP: u64 = 256 << 10;
 /// The largest step, in bytes: what an announcement that is a lie may evict beyond the bytes that came.
 const STEP: u64 = 8 << 20;
+
+/// The least number of bytes that are worth a thread that hashes them.
+const HASHED_APART: u64 = 128 << 10;
 
 /// The sizes that are known of a blob before its bytes come.
 #[derive(Clone, Copy, Debug, Default)]
@@ -132,6 +137,12 @@ impl Staged {
     /// [`StageError::TooLong`] beyond the size that was announced, [`StageError::NoRoom`] where neither
     /// the limit nor the disk has room even after evicting.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StageError> {
+        self.append_unhashed(bytes)?;
+        self.hasher.update(bytes);
+        Ok(())
+    }
+
+    fn append_unhashed(&mut self, bytes: &[u8]) -> Result<(), StageError> {
         let end = self.written.saturating_add(bytes.len() as u64);
         if let Some(size) = self.size.filter(|size| end > *size) {
             return Err(StageError::TooLong { size });
@@ -140,10 +151,51 @@ impl Staged {
             self.extend(end - self.room.bytes())?;
         }
         self.write(bytes)?;
-        self.hasher.update(bytes);
         self.found = None;
         self.written = end;
         Ok(())
+    }
+
+    /// Appends chunks on threads that may block, and hashes them while they are written. `on_written` is called as soon as
+    /// they may be read, with the number of all bytes written.
+    ///
+    /// # Errors
+    /// Those of [`append`](Self::append).
+    pub async fn append_all(
+        mut self,
+        chunks: Vec<Bytes>,
+        on_written: impl FnOnce(u64) + Send + 'static,
+    ) -> Result<Self, StageError> {
+        let length: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let hashing = (length >= HASHED_APART).then(|| {
+            let next = Hasher::new(self.expected.algorithm());
+            let mut hasher = std::mem::replace(&mut self.hasher, next);
+            let chunks = chunks.clone();
+            spawn_blocking(move || {
+                for chunk in &chunks {
+                    hasher.update(chunk);
+                }
+                hasher
+            })
+        });
+        let is_apart = hashing.is_some();
+        let write = move || {
+            for chunk in &chunks {
+                if is_apart {
+                    self.append_unhashed(chunk)?;
+                } else {
+                    self.append(chunk)?;
+                }
+            }
+            on_written(self.written);
+            Ok(self)
+        };
+        let written: Result<Self, StageError> = spawn_blocking(write).await.map_err(Error::from)?;
+        let mut staged = written?;
+        if let Some(hashing) = hashing {
+            staged.hasher = hashing.await.map_err(Error::from)?;
+        }
+        Ok(staged)
     }
 
     /// Compares digest and size of all that was appended.
@@ -166,7 +218,7 @@ impl Staged {
     /// Makes the blob durable and links it into repositories: after a crash it is whole or not there.
     pub async fn commit(mut self, repositories: &[Repository]) -> Result<Blob, StageError> {
         let repositories = repositories.to_vec();
-        tokio::task::spawn_blocking(move || {
+        spawn_blocking(move || {
             self.verify().map_err(StageError::Mismatch)?;
             let store = self.store.clone();
             let digest = self.expected.clone();

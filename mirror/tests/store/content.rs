@@ -244,3 +244,37 @@ async fn concurrent_operations_keep_quota_exact() {
     assert_eq!((store.usage().bytes, store.usage().blobs, on_disk()), (0, 0, 0));
     assert_eq!(place.tree(), BTreeMap::new());
 }
+
+/// Chunks that are hashed while they are written have the digest of all bytes, few or many, and are readable at once.
+#[tokio::test]
+async fn chunks_appended_together_keep_the_digest() {
+    let (_place, store) = Place::opened().await;
+    let content = bytes(3, 700_000);
+    let digest = digest(&content);
+    let size = Some(content.len() as u64);
+    let mut staged = store.stage(&nginx().host, &digest, size).await.unwrap();
+    let (mut left, whole) = (Bytes::from(content.clone()), content.len());
+    for lengths in [&[1, 70_000, 0][..], &[10], &[200_000, 5, 300_000]] {
+        let chunks = lengths.iter().map(|length| left.split_to(*length)).collect();
+        staged = staged.append_all(chunks, |_| ()).await.unwrap();
+    }
+    let (sender, written) = std::sync::mpsc::channel();
+    let on_written = move |written| sender.send(written).unwrap();
+    staged = staged.append_all(vec![left], on_written).await.unwrap();
+    assert_eq!(written.recv().unwrap(), whole as u64);
+    staged.verify().unwrap();
+    staged.commit(&[nginx()]).await.unwrap();
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), content);
+}
+
+/// Chunks that are longer together than was announced are refused.
+#[tokio::test]
+async fn chunks_beyond_the_size_are_refused() {
+    let (place, store) = Place::opened().await;
+    let (host, digest) = (nginx().host, digest(b"x"));
+    let staged = store.stage(&host, &digest, Some(99_999)).await.unwrap();
+    let chunks = vec![Bytes::from(bytes(1, 70_000)); 2];
+    let refused = staged.append_all(chunks, |_| ()).await;
+    assert!(matches!(refused, Err(StageError::TooLong { size: 99_999 })));
+    assert_eq!(place.scratch(), 0);
+}
