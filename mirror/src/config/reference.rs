@@ -22,7 +22,7 @@ use super::overlay::{FileKey, Overlay as _};
 /// The likeness of a name to a key from which the key is suggested; 1 is equality.
 const LIKENESS: f64 = 0.6;
 
-/// Returns a file with one element of each list, and of other keys only those that bring a section to life.
+/// A file with one element of each list, and of other keys only those that bring a section to life.
 const TEMPLATE: &str = "
 http: {tls: {certificate: certificate, key: key}, debug: {addr: ':5001'}}
 storage: {s3: {bucket: bucket, region: region, accesskey: key, secretkey: secret}}
