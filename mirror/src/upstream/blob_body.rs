@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use prometheus_client::metrics::counter::Counter;
 use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
@@ -92,6 +92,25 @@ impl BlobBody {
             errors: None,
             permit,
         }
+    }
+
+    /// Returns a body that is labelled as a page, unless it begins with markup: labels prove nothing.
+    ///
+    /// # Errors
+    /// `page` for markup; the error of a body that breaks before its first byte.
+    pub(super) async fn unless_page(mut self, page: Error) -> Result<Self, Error> {
+        let Some(first) = self.chunks.try_next().await? else {
+            return Ok(self);
+        };
+        if first.trim_ascii_start().starts_with(b"<") {
+            if let Some(errors) = &self.errors {
+                errors.record(&page);
+            }
+            return Err(page);
+        }
+        let rest = std::mem::replace(&mut self.chunks, stream::empty().boxed());
+        self.chunks = stream::iter([Ok(first)]).chain(rest).boxed();
+        Ok(self)
     }
 
     fn counted(&mut self, chunk: Bytes) -> Result<Bytes, Error> {

@@ -184,10 +184,14 @@ impl Upstream {
             permitted = self.send(&authorizer, &request).await?;
         }
         match permitted.answer.status().as_u16() {
-            200 => match permitted.answer.page().filter(|_| !permitted.answer.is_marked()) {
-                Some(page) => Err(page).inspect_err(|error| self.transport.errors.record(error)),
-                None => Ok(whole(permitted, &self.transport)),
-            },
+            200 => {
+                let page = permitted.answer.page().filter(|_| !permitted.answer.is_marked());
+                let mut answer = whole(permitted, &self.transport);
+                if let Some(page) = page {
+                    answer.body = answer.body.unless_page(page).await?;
+                }
+                Ok(answer)
+            }
             206 if request.headers.contains_key(RANGE) => part(permitted, from, &self.transport),
             416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
             _ => Err(self.response_error(&authorizer, permitted.answer).await),

@@ -235,6 +235,16 @@ async fn error_of_a_storage_names_its_host(fault: Fault, expected: &str) {
     assert!(error.to_string().contains(expected), "{error}");
 }
 
+/// A blob that a server labels as a page is a blob.
+#[tokio::test]
+async fn blob_labelled_as_page_is_downloaded() {
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
+    hub.always("GET blobs", Fault::Header("content-type", "text/html".to_owned()));
+    let answer = upstream(&hub).blob(&name("library/app"), &digest, 0, None).await;
+    let chunks: Vec<_> = answer.unwrap().body.try_collect().await.unwrap();
+    assert_eq!(chunks.concat(), pattern(1000));
+}
+
 /// If HEAD is refused, a request for one byte decides.
 #[test_case(401 ; "unauthorized")]
 #[test_case(403 ; "forbidden")]
