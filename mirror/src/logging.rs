@@ -13,6 +13,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use crate::config::Log;
 use crate::config::log::Level;
 use crate::traces::Traces;
+pub use escape::is_hidden;
 pub(crate) use escape::shorten;
 use line::Line;
 

@@ -127,7 +127,7 @@ impl Fleet {
         is_read
     }
 
-    /// Lets other members choose this one no more, and says so to them at once; it still answers.
+    /// Announces to the other members at once that this one drains; it still answers.
     pub(crate) fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
         self.wake.notify_one();

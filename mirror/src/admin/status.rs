@@ -166,7 +166,7 @@ pub struct BucketStatus {
     pub oldest_use: Option<String>,
     /// The objects that wait for their upload.
     pub pending_uploads: u64,
-    /// The error of the last upload; empty if it succeeded.
+    /// The last failure of an upload of this server, until one succeeds; empty while nothing waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub upload_error: String,
 }

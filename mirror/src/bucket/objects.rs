@@ -167,7 +167,8 @@ impl Bucket {
         .await
     }
 
-    /// Lists the content of a shard that mirrors uploaded, up to `most`: a LIST, and a GET of the first byte of each piece.
+    /// Lists the content of a shard that mirrors uploaded, up to `most` and to the pages that a listing may
+    /// have: a LIST, and a GET of the first byte of each piece.
     pub(crate) async fn list_own(&self, shard: u8, most: usize) -> Result<Vec<BucketContent>, Error> {
         let keys = self.keys(WaitLimit::Long).await?;
         let mut listing = BucketPageList::new(&keys.shard(shard));

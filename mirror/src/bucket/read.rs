@@ -205,7 +205,15 @@ impl Bucket {
 
     /// Returns the digest of a link; the caller has a place among the reads.
     async fn read_link(&self, key: &Key, patience: WaitLimit) -> Option<Digest> {
-        let read = async { self.read_small(self.ask(key, None, patience).await?).await };
+        let read = async {
+            let found = self.ask(key, None, patience).await?;
+            let is_link = found.meta.size <= MAX_LINK as u64;
+            let read = self.read_small(found).await;
+            if read.is_err() && is_link {
+                self.breaker.open();
+            }
+            read
+        };
         let bytes = match read.await {
             Ok(bytes) => bytes,
             Err(Error::NotFound) => return None,
@@ -224,9 +232,6 @@ impl Bucket {
             )));
         }
         let read = tokio::time::timeout(IDLE, found.bytes()).await;
-        if !matches!(read, Ok(Ok(_))) {
-            self.breaker.open();
-        }
         Ok(read.map_err(|_| Error::unavailable("a link did not arrive"))??)
     }
 

@@ -81,8 +81,8 @@ struct PendingLink {
 pub(crate) struct UploadReport {
     /// The links that wait for their upload; 0 if the bucket lacks nothing.
     pub(crate) pending: usize,
-    /// The error of the last request that failed, with the state of the bucket that it shows; `None` if a later one
-    /// succeeded, or nothing waits.
+    /// The error of the last request that failed, with the state of the bucket that it shows; `None` if a later
+    /// upload of this server succeeded, or nothing waits.
     pub(crate) failure: Option<(BucketState, String)>,
 }
 

@@ -123,8 +123,9 @@ impl Task {
             return Ok(());
         };
         self.shared.uses.set_owned(&owned);
-        self.hand_over(&owned).await?;
+        // First: a ledger that cannot be written must not keep uploads of shards of others.
         self.record(&owned).await?;
+        self.hand_over(&owned).await?;
         self.shared.load_all(owned.iter().copied()).await?;
         self.shared.record_uses();
         self.exchange.poll(&self.shared, &owned, false).await?;

@@ -74,10 +74,10 @@ fn is_plain(value: &str) -> bool {
     value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// Returns whether a character is not shown, or changes how others are shown: controls (the escape sequences of
+/// Returns `true` if a character is not shown, or changes how others are shown: controls (the escape sequences of
 /// terminals begin with one), line and paragraph separators, and format characters (zero width, right to left). Tabs and
 /// line feeds stay, as JSON escapes them.
-fn is_hidden(character: char) -> bool {
+pub fn is_hidden(character: char) -> bool {
     match character {
         '\t' | '\n' | ' '..='~' => false,
         '\u{2028}' | '\u{2029}' => true,

@@ -1,4 +1,5 @@
-//! Membership: names are resolved and members say hello every 5 s, and after a request failed.
+//! Membership: names are resolved and members say hello every 5 s, after a request failed, and when another
+//! member comes, restarts or drains.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -20,8 +20,8 @@ const MAX_NESTED: usize = 3;
 /// Returns the text with each of these secrets masked.
 ///
 /// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON or entities of HTML; in
-/// UTF-8 that was read as Latin-1; with letters composed or decomposed (Unicode NFC, NFD); in base64, with either alphabet and without padding; in hexadecimal; and with spaces,
-/// line breaks or invisible characters in it.
+/// UTF-8 that was read as Latin-1; with letters composed or decomposed (Unicode NFC, NFD); in base64, with either alphabet
+/// and without padding; in hexadecimal; and with spaces, line breaks or invisible characters in it.
 pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
     let mut short = Vec::new();
     let mut needles = Needles::default();
@@ -62,6 +62,7 @@ pub(crate) fn mask_user(host: &str) -> Cow<'_, str> {
     let ends = [
         host.rfind('@').map(|at| at + 1),
         host.rfind("%40").map(|at| at + 3),
+        host.rfind("%2540").map(|at| at + 5),
     ];
     match ends.into_iter().flatten().max() {
         Some(end) => Cow::Owned(format!("{MASK}@{}", &host[end..])),

@@ -61,13 +61,17 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// `InvalidData` for a longer one.
 pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let too_long = || io::Error::new(ErrorKind::InvalidData, "the file is too long");
     let file = open(path)?;
+    let length = file.metadata()?.len();
+    if length > most {
+        return Err(too_long());
+    }
     // Exactly, as caches keep the bytes: growing would make room for twice as many.
-    let length = usize::try_from(file.metadata()?.len().min(most)).unwrap_or_default();
-    let mut bytes = Vec::with_capacity(length);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
-        return Err(io::Error::new(ErrorKind::InvalidData, "the file is too long"));
+        return Err(too_long());
     }
     Ok(bytes)
 }

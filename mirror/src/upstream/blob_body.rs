@@ -58,8 +58,8 @@ impl Stream for BlobBody {
             },
         };
         self.done = !matches!(item, Ok(Some(_)));
-        if let (Err(error), Some(errors)) = (&item, &self.errors) {
-            errors.record(error);
+        if let Err(error) = &item {
+            self.record(error);
         }
         Poll::Ready(item.transpose())
     }
@@ -94,23 +94,27 @@ impl BlobBody {
         }
     }
 
-    /// Returns a body that is labelled as a page, unless it begins with markup: labels prove nothing.
+    /// Returns a body that is labelled as a page, unless it begins as one (HTML): labels prove nothing.
     ///
     /// # Errors
-    /// `page` for markup; the error of a body that breaks before its first byte.
+    /// `page` for HTML; the error of a body that breaks before its first byte.
     pub(super) async fn unless_page(mut self, page: Error) -> Result<Self, Error> {
-        let Some(first) = self.chunks.try_next().await? else {
-            return Ok(self);
+        let first = match self.chunks.try_next().await {
+            Ok(Some(first)) if is_html(&first) => Err(page),
+            Ok(Some(first)) => Ok(first),
+            Ok(None) => return Ok(self),
+            Err(error) => Err(error),
         };
-        if first.trim_ascii_start().starts_with(b"<") {
-            if let Some(errors) = &self.errors {
-                errors.record(&page);
-            }
-            return Err(page);
-        }
+        let first = first.inspect_err(|error| self.record(error))?;
         let rest = std::mem::replace(&mut self.chunks, stream::empty().boxed());
         self.chunks = stream::iter([Ok(first)]).chain(rest).boxed();
         Ok(self)
+    }
+
+    fn record(&self, error: &Error) {
+        if let Some(errors) = &self.errors {
+            errors.record(error);
+        }
     }
 
     fn counted(&mut self, chunk: Bytes) -> Result<Bytes, Error> {
@@ -122,6 +126,16 @@ impl BlobBody {
         }
         Ok(chunk)
     }
+}
+
+/// Returns `true` for the beginning of an HTML document.
+fn is_html(text: &[u8]) -> bool {
+    let text = text.trim_ascii_start();
+    let begins_with = |tag: &[u8]| {
+        text.get(..tag.len())
+            .is_some_and(|found| found.eq_ignore_ascii_case(tag))
+    };
+    begins_with(b"<!doctype html") || begins_with(b"<html")
 }
 
 /// Returns the body of a response without its header, which may be large, for as long as the body comes.

@@ -185,7 +185,10 @@ impl Upstream {
         }
         match permitted.answer.status().as_u16() {
             200 => {
-                let page = permitted.answer.page().filter(|_| !permitted.answer.is_marked());
+                let answer = &permitted.answer;
+                let page = answer
+                    .page()
+                    .filter(|_| !answer.is_marked() && !answer.has_digest(digest));
                 let mut answer = whole(permitted, &self.transport);
                 if let Some(page) = page {
                     answer.body = answer.body.unless_page(page).await?;

@@ -10,6 +10,7 @@ use super::auth::trust::Audience;
 use super::error::Error;
 use super::error_body::ErrorBody;
 use super::transport::Transport;
+use crate::digest::Digest;
 use crate::manifest::MAX_MEDIA_TYPE;
 use crate::metrics::Kind;
 
@@ -105,6 +106,12 @@ impl UpstreamResponse {
     /// Returns true for a page, such as that of a login or of a firewall, which no registry sends.
     pub(super) fn is_page(&self) -> bool {
         self.media_type().as_deref() == Some("text/html")
+    }
+
+    /// Returns `true` if the header names this digest (`Docker-Content-Digest`).
+    pub(super) fn has_digest(&self, digest: &Digest) -> bool {
+        let named = self.headers().get("docker-content-digest");
+        named.is_some_and(|named| named.as_bytes() == digest.to_string().as_bytes())
     }
 
     /// Returns `true` if the header names the registry API, as Distribution does in every response.

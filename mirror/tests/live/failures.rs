@@ -295,6 +295,7 @@ async fn user_in_name_of_upstream_is_masked(query: &str) {
 #[test_case("/v2/user:hunter2@hub.test/app/manifests/1"; "before the upstream")]
 #[test_case("/v2/https://user:hunter2@hub.test/v2/app/manifests/1"; "in a URL")]
 #[test_case("/v2/user%3Ahunter2%40hub.test/app/blobs/x"; "encoded")]
+#[test_case("/v2/user%253Ahunter2%2540hub.test/app/blobs/x"; "encoded twice")]
 #[test_case("/user:hunter2@hub.test/app"; "at no endpoint")]
 #[test_case("/v2/app/tags/list?last=user:hunter2@hub.test"; "in a query")]
 #[tokio::test]

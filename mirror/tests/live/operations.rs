@@ -356,10 +356,9 @@ async fn offline_server_keeps_expired_content() {
             assert_eq!(hub.count("GET manifests"), 1);
         }
     }
-    eventually("the content to expire", async || {
-        served.get(&path).await.0 == 200 && hub.count("GET manifests") > 1
-    })
-    .await;
+    served.line("content expired").await;
+    assert_eq!(served.get(&path).await.0, 200);
+    assert!(hub.count("GET manifests") > 1);
 }
 
 /// The access log distinguishes whole responses from those that were cut.

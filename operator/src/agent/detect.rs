@@ -271,13 +271,15 @@ pub(super) fn configurations(root: &NodeRoot) -> Result<Vec<(String, Table)>, Ob
 
 /// Returns the content of a file of containerd. containerd 2 refuses a byte order mark, which other parsers skip.
 fn read_containerd(root: &NodeRoot, path: &str) -> Result<Table, Obstacle> {
+    let table = read(root, path)?;
     let text = root.read(path).ok().flatten().unwrap_or_default();
-    if text.starts_with("\u{feff}".as_bytes()) {
+    let is_of_containerd_2 = table.get("version").and_then(Value::as_integer) == Some(3);
+    if is_of_containerd_2 && text.starts_with("\u{feff}".as_bytes()) {
         return Err(Obstacle::Unsupported(format!(
             "/{path} begins with a byte order mark, with which containerd 2 does not start: save the file as UTF-8 without it"
         )));
     }
-    read(root, path)
+    Ok(table)
 }
 
 /// Returns the content of a configuration file, empty if it does not exist.

@@ -153,7 +153,7 @@ fn remove_unfinished(root: &NodeRoot, unfinished: &str) -> io::Result<()> {
 /// Removes a directory that the agent created, unless another program has files in it, and what a killed process left
 /// unfinished in it and next to it.
 pub(super) fn remove_created(root: &NodeRoot, directory: &str) -> io::Result<()> {
-    let (unfinished, _) = unfinished(directory);
+    let (unfinished, name) = unfinished(directory);
     remove_unfinished(root, &unfinished)?;
     let names = || root.names(directory).ok().flatten().unwrap_or_default();
     if !names().is_empty() {
@@ -162,7 +162,10 @@ pub(super) fn remove_created(root: &NodeRoot, directory: &str) -> io::Result<()>
     let mark = format!("{directory}/{CREATED}");
     if names() == [CREATED] && root.read(&mark).is_ok_and(|mark| mark.is_some()) {
         if root.rename(directory, UNFINISHED).is_ok() {
-            return remove_unfinished(root, &unfinished);
+            // A file that another program wrote meanwhile stays in its place.
+            return remove_unfinished(root, &unfinished).inspect_err(|_| {
+                let _ = root.rename(&unfinished, name);
+            });
         }
         // A mount point has to stay.
         root.remove(&mark)?;

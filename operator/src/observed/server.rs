@@ -7,6 +7,7 @@ use mirror::{
     admin,
     config::host::canonical,
     credentials::{CredentialState, Report as CredentialReport},
+    logging::is_hidden,
 };
 
 /// The maximum length of a text from a server, in bytes.
@@ -191,12 +192,10 @@ impl From<admin::UpstreamStatus> for UpstreamReport {
 /// Returns a bounded text without characters that change how a terminal or a page shows others: conditions have it.
 fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text.replace(is_hidden, "?")
-}
-
-fn is_hidden(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    text.replace(
+        |character| matches!(character, '\t' | '\n') || is_hidden(character),
+        "?",
+    )
 }
 
 #[cfg(test)]
@@ -242,7 +241,7 @@ mod tests {
     /// A Pod reports no escape sequences of a terminal, and a version only if it is one.
     #[test]
     fn text_of_a_pod_is_harmless() {
-        let hostile = "\u{1b}[31m1.2.3\n\u{202e}<script>";
+        let hostile = "\u{1b}[31m1.2.3\n\u{202e}\u{61c}<script>";
         for version in [hostile, "1.2.3 4", "", &"1".repeat(65), "-1"] {
             let status = admin::Status {
                 version: version.to_owned(),
@@ -251,7 +250,7 @@ mod tests {
             let report = ServerReport::from(status);
             assert_eq!(report.version, "");
             let message = &report.upstreams[0].credentials.message;
-            assert_eq!(message, "?[31m1.2.3??<script>");
+            assert_eq!(message, "?[31m1.2.3???<script>");
         }
         let status = admin::Status {
             version: "1.2.3-rc.1+g0a".to_owned(),

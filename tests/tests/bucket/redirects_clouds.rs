@@ -41,7 +41,7 @@ async fn location(place: &Place, mirror: &Mirror) -> Url {
     location.parse().expect("a URL")
 }
 
-/// Fails unless a URL leads to the bytes of the large layer.
+/// Fails unless the answer for a URL has the bytes of the large layer.
 async fn check_bytes(place: &Place, url: Url) {
     let answer = reqwest::get(url).await.expect("an answer");
     let bytes = answer.bytes().await.expect("a body");
@@ -61,7 +61,7 @@ async fn openssl(place: &Place, arguments: &[&str]) -> std::process::Output {
     command.output().await.expect("openssl")
 }
 
-/// The string that a signature of Google covers: version 4, of a GET without other headers than the host.
+/// Returns the string that a signature of Google covers: version 4, of a GET without other headers than the host.
 fn signed_by_google(url: &Url) -> String {
     let (query, _) = url
         .query()

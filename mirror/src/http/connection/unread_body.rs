@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::EXPECT;
 use http::{Version, request};
 use http_body_util::BodyExt;
@@ -17,6 +18,9 @@ use super::tracked_io::TrackedRequest;
 
 /// The time for which the body is discarded after the response.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// The most bytes of a body that are discarded; the flow control of HTTP/2 holds the others back.
+const MAX_DISCARDED: usize = 64 * 1024 * 1024;
 
 /// A body of a request that came with the header, or follows it.
 struct UnreadBody {
@@ -60,6 +64,12 @@ impl UnreadBody {
     }
 
     async fn read(&mut self) {
-        while let Some(Ok(_)) = self.body.frame().await {}
+        let mut left = MAX_DISCARDED;
+        while let Some(Ok(frame)) = self.body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
