@@ -427,6 +427,25 @@ pub(super) mod tests {
         assert!(!shared.pause.remaining().is_zero());
     }
 
+    /// A file that is placed after its entry was found without it stays: the entry is written first.
+    #[tokio::test]
+    async fn content_placed_meanwhile_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let (_, store, _) = unreachable_uploader(root.path()).await;
+        let PendingLink { linked, .. } = link(b"content");
+        let repository = linked.link.repository().clone();
+        let mut staged = store.stage(&repository.host, &linked.digest, None).await.unwrap();
+        staged.append(b"content").unwrap();
+        staged.commit(&[repository]).await.unwrap();
+        store.drop_without_file(&linked.digest).await.unwrap();
+        assert!(store.content(&linked.digest).await.unwrap().is_some());
+        let hex = linked.digest.hex();
+        let path = format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+        std::fs::remove_file(root.path().join(path)).unwrap();
+        store.drop_without_file(&linked.digest).await.unwrap();
+        assert_eq!(store.fetched(&linked.digest).await.unwrap(), None);
+    }
+
     /// A failure is reported while a link waits for its upload, and no longer.
     #[tokio::test]
     async fn failure_without_pending_links_is_unreported() {

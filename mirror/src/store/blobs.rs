@@ -139,6 +139,14 @@ impl Store {
             tracing::error!(%error, "damaged content could not be removed");
         }
     }
+
+    /// Drops an entry of the index without its file. Content that was placed since, for which the entry was written first,
+    /// stays.
+    pub(crate) async fn drop_without_file(&self, digest: &Digest) -> Result<(), Error> {
+        let digest = digest.clone();
+        self.blocking(move |inner| inner.remove_unless(&digest, || inner.is_sound_on_disk(&digest)))
+            .await
+    }
 }
 
 impl Inner {

@@ -270,6 +270,13 @@ impl Inner {
         }
     }
 
+    /// Notifies the receiver of links that it gets no notice of.
+    pub(super) fn notify_missed(&self) {
+        if let Some(listener) = self.listeners.links.get() {
+            listener.missed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Notifies the receiver of a new link; costs nothing where there is none.
     pub(super) fn notify(&self, digest: &Digest, link: &Link) {
         let Some(listener) = self.listeners.links.get() else {

@@ -160,6 +160,7 @@ impl Inner {
         let seen = scheduler_state::fingerprint(&self.layout.scheduler_state());
         self.import_scheduler_state()?;
         self.index.write(vec![Op::StateSeen(seen), Op::Complete(true)])?;
+        self.notify_missed();
         self.space.resume();
         Ok(self.trim()?)
     }

@@ -1,5 +1,7 @@
 //! One upload: content and a link to it, unless the bucket or another replica has them.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use object_store::path::Path as Key;
 
@@ -72,8 +74,9 @@ impl Shared {
         };
         match uploaded {
             Upload::Gone => {
-                // Evicted, or an entry of the index without a file.
-                store.drop_blob(digest).await;
+                // Evicted, an entry of the index without a file, or a file that is placed now: a scan finds it.
+                store.drop_without_file(digest).await?;
+                self.missed.store(true, Ordering::Relaxed);
                 return Ok(UploadState::Absent);
             }
             Upload::Own(_) => store.mark_uploaded(digest).await?,
