@@ -21,6 +21,9 @@ e2e: ## image, chart and a mirror on a real node that pulls through it (root)
 e2e-day2: ## the same during a year's events of a cluster: how long pulls fail, printed and bounded (root)
 	@scripts/e2e day_two
 
+campaign-kills: ## mirrors killed with -9 at 200 (KILLS=n) random instants of fills and uploads to a bucket: all objects are whole
+	@KILLS=$(or $(KILLS),200) cargo test --locked --workspace --test bucket -- kill_leaves_only_whole_objects --nocapture
+
 docs: ## the documentation site in target/site, its links checked
 	@scripts/docs
 	@cargo test --locked --quiet -p tests --test docs
@@ -83,4 +86,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 docs screenshots lint bench bench-quick bench-day bench-million bench-fleet bench-docs profile count fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 campaign-kills docs screenshots lint bench bench-quick bench-day bench-million bench-fleet bench-docs profile count fuzz coverage generate image cluster-up cluster-down install

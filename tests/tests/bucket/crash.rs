@@ -42,11 +42,7 @@ pub(crate) async fn pull(
     name: &str,
     into: &str,
 ) -> Result<(), skopeo::Error> {
-    let registry = Registry {
-        address,
-        user: None,
-        tls: false,
-    };
+    let registry = Registry::open(address);
     skopeo::pull(&registry, name, &place.scratch.path().join(into)).await
 }
 
