@@ -126,12 +126,8 @@ async fn credentials_that_a_store_repeats_are_masked() {
     }
 }
 
-/// Pages of a listing that do not end, or repeat themselves, end the listing.
-#[test_case(Fault::EndlessPage; "a page without an end")]
-#[test_case(Fault::SamePage; "the same page")]
-#[test_case(Fault::LongToken; "a token that fits no URL")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_listing_of_tags_ends(fault: Fault) {
+/// Lists the tags of a bucket with a fault while the registry is down; returns them with the number of listings.
+async fn tags_despite(fault: Fault) -> (Vec<String>, usize) {
     let mut place = Place::new(&SMALL).await;
     let mirror = place.mirror("tier").await;
     place.pull(&mirror, "pulled").await;
@@ -141,28 +137,29 @@ async fn hostile_listing_of_tags_ends(fault: Fault) {
     place.store.forget();
     let (status, body) = mirror.get("/v2/library/app/tags/list").await;
     let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
-    assert_eq!((status, &body["tags"]), (200, &serde_json::json!(["1"])));
+    assert_eq!(status, 200);
+    let tags = serde_json::from_value(body["tags"].clone()).expect("tags");
     let listings = place.requests(|seen| seen.query.contains("list-type=2"));
-    assert!((1..=8).contains(&listings.len()), "{}", listings.len());
+    (tags, listings.len())
+}
+
+/// Pages of a listing that do not end, or repeat themselves, end the listing.
+#[test_case(Fault::EndlessPage; "a page without an end")]
+#[test_case(Fault::SamePage; "the same page")]
+#[test_case(Fault::LongToken; "a token that fits no URL")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_listing_of_tags_ends(fault: Fault) {
+    let (tags, listings) = tags_despite(fault).await;
+    assert_eq!(tags, ["1"]);
+    assert!((1..=8).contains(&listings), "{listings}");
 }
 
 /// A store that sends its tags one by one, without an end, costs no more requests than a listing may have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listing_one_by_one_is_bounded() {
-    let mut place = Place::new(&SMALL).await;
-    let mirror = place.mirror("tier").await;
-    place.pull(&mirror, "pulled").await;
-    until_stored(&place, blobs(&place), &mirror).await;
-    place.upstream.go_down();
-    place.store.fail(Some(Fault::OneByOne));
-    place.store.forget();
-    let (status, body) = mirror.get("/v2/library/app/tags/list").await;
-    let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
-    assert_eq!(status, 200);
-    let tags = body["tags"].as_array().expect("tags");
-    assert!(tags.contains(&serde_json::json!("1")), "{tags:?}");
-    let listings = place.requests(|seen| seen.query.contains("list-type=2"));
-    assert!((2..=200).contains(&listings.len()), "{}", listings.len());
+    let (tags, listings) = tags_despite(Fault::OneByOne).await;
+    assert!(tags.iter().any(|tag| tag == "1"), "{tags:?}");
+    assert!((2..=200).contains(&listings), "{listings}");
 }
 
 /// A bucket that denies listings alone is still read.

@@ -96,6 +96,21 @@ impl Stage {
         .await;
     }
 
+    /// Replaces the Pod and takes the registry down: the new Pod, whose local tier is empty, serves the same image. Returns
+    /// that Pod.
+    pub(crate) async fn check_bucket_serves(&mut self, first: &Pod, digest: &str) -> Pod {
+        self.upstream.go_down();
+        self.bench.delete::<Pod>(&first.name_any()).await;
+        let second = soon("Pod with an empty local tier", async || {
+            let all = pods(&self.bench).await;
+            all.into_iter()
+                .find(|pod| is_ready(pod) && pod.uid() != first.uid())
+        })
+        .await;
+        assert_eq!(self.pull(&second, "second").await, digest);
+        second
+    }
+
     /// Waits for a message of `StorageReady`.
     pub(crate) async fn until_storage(&self, status: &str, reason: Reason) -> String {
         let condition = self
@@ -154,15 +169,7 @@ async fn image_survives_its_local_tier() {
     .await;
     stage.bench.until_nothing_is_written().await;
 
-    stage.upstream.go_down();
-    stage.bench.delete::<Pod>(&first.name_any()).await;
-    let second = soon("Pod with an empty local tier", async || {
-        let all = pods(&stage.bench).await;
-        all.into_iter()
-            .find(|pod| is_ready(pod) && pod.uid() != first.uid())
-    })
-    .await;
-    assert_eq!(stage.pull(&second, "second").await, digest);
+    let second = stage.check_bucket_serves(&first, &digest).await;
 
     let list = ListParams::default();
     let maps = stage.bench.api::<ConfigMap>().list(&list).await.unwrap().items;

@@ -9,7 +9,7 @@ use testbed::bucket::{AzureStore, BUCKET, Fault, GoogleStore};
 
 use crate::bench::soon;
 use crate::object_store::Stage;
-use crate::pods::{admin, is_ready, pods, restarts};
+use crate::pods::{admin, restarts};
 
 /// The end of the key of the link that an upload writes last.
 const LAST_LINK: &str = "tags/one/current/link";
@@ -21,19 +21,6 @@ async fn until_uploaded(pod: &Pod, is_stored: impl Fn() -> bool) {
         (status["bucket"]["pendingUploads"] == 0 && is_stored()).then_some(())
     })
     .await;
-}
-
-/// Replaces the Pod and takes the registry down: the new Pod, whose local tier is empty, serves the same image.
-async fn check_that_the_bucket_serves(stage: &mut Stage, first: &Pod, digest: &str) {
-    stage.upstream.go_down();
-    stage.bench.delete::<Pod>(&first.name_any()).await;
-    let second = soon("Pod with an empty local tier", async || {
-        let all = pods(&stage.bench).await;
-        all.into_iter()
-            .find(|pod| is_ready(pod) && pod.uid() != first.uid())
-    })
-    .await;
-    assert_eq!(stage.pull(&second, "second").await, digest);
 }
 
 /// Returns the location of the bucket in the status.
@@ -70,7 +57,7 @@ async fn image_survives_in_a_bucket_of_google() {
     let expected = format!("gs://{BUCKET}/{}/hub", stage.bench.namespace);
     assert_eq!(location(&stage).await, expected);
     stage.bench.until_nothing_is_written().await;
-    check_that_the_bucket_serves(&mut stage, &first, &digest).await;
+    stage.check_bucket_serves(&first, &digest).await;
 }
 
 /// A key that the store refuses is reported, and the mirror stays ready. The key of another store reaches the running
@@ -143,7 +130,7 @@ async fn image_survives_in_a_container_of_azure() {
     let root = format!("{BUCKET}/{}/hub", stage.bench.namespace);
     let expected = format!("azure://{}/{root} at {}", store.account(), store.url());
     assert_eq!(location(&stage).await, expected);
-    check_that_the_bucket_serves(&mut stage, &first, &digest).await;
+    stage.check_bucket_serves(&first, &digest).await;
 }
 
 /// A wrong account key is reported, and the mirror stays ready. The right one reaches the running server. A container that
